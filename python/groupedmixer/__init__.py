@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: MIT
+"""GroupedMixer: a fast learned image codec.
+
+>>> import groupedmixer
+>>> codec = groupedmixer.load("rt")                      # doctest: +SKIP
+>>> data = codec.compress(image, quality=4.0)            # doctest: +SKIP
+>>> image = codec.decompress(data)                       # doctest: +SKIP
+
+Names are imported on first use, so that the command line starts without torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from groupedmixer_ext import __version__
+
+if TYPE_CHECKING:
+    from .codec import Codec
+    from .config import CONFIGS, Config, get_config
+    from .errors import GmxError
+    from .images import Picture
+    from .latent_codec import GroupedMixerLatentCodec
+    from .model import GroupedMixer
+    from .zoo import available, load, load_for, load_model
+
+_HOME = {
+    "CONFIGS": "config",
+    "Codec": "codec",
+    "Config": "config",
+    "GmxError": "errors",
+    "GroupedMixer": "model",
+    "GroupedMixerLatentCodec": "latent_codec",
+    "Picture": "images",
+    "available": "zoo",
+    "get_config": "config",
+    "load": "zoo",
+    "load_for": "zoo",
+    "load_model": "zoo",
+}
+
+__all__ = [
+    "CONFIGS",
+    "Codec",
+    "Config",
+    "GmxError",
+    "GroupedMixer",
+    "GroupedMixerLatentCodec",
+    "Picture",
+    "__version__",
+    "available",
+    "get_config",
+    "load",
+    "load_for",
+    "load_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

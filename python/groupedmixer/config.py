@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: MIT
+"""Every size of a GroupedMixer codec in one frozen dataclass, and the named configurations.
+
+The sizes are this project's own choice: the paper (arXiv 2405.01170) names the idea and the group
+counts, and its method section does not state every width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any, Literal, cast
+
+from .tiles import MAX_PATCH
+
+__all__ = ["CONFIGS", "LAMBDAS", "NUM_LEVELS", "Config", "get_config"]
+
+# Level k of the quality scale means this Lagrange multiplier on the MSE over 0..255 (compressai's
+# convention). Streams store the quality, so the meaning of a level never changes.
+LAMBDAS = (0.0018, 0.0035, 0.0067, 0.013, 0.025, 0.0483, 0.0932, 0.18)
+NUM_LEVELS = len(LAMBDAS)
+
+HEAD_DIM = 32
+WINDOW = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Sizes and switches of one codec. Immutable, hashable, stored with the weights as JSON.
+
+    Parameters
+    ----------
+    name
+        What people call it; it does not change the arithmetic.
+    transform
+        ``"patch"``: g_a, g_s of strict operations only (a linear 16x16 block transform beside a
+        small convolutional network). ``"elic"``: ELIC's convolutions and attention (arXiv
+        2203.10886), from compressai's layers.
+    latent_channels
+        M, channels of y. A multiple of ``slices``.
+    transform_width
+        ``"patch"``: channels of the networks at 1/8 and at 1/16. ``"elic"``: (N, N).
+    transform_depth
+        ``"patch"``: blocks at 1/8 and at 1/16. Not used by ``"elic"`` (pass (0, 0)).
+    hyper_width, hyper_channels
+        Inner width of h_a and h_s; channels of z.
+    slices, patch
+        k_c channel slices and k_h x k_w phases of positions: G = k_c * k_h * k_w groups.
+    order
+        Coding order of the groups as (slice, row phase, column phase) triples, or None for the
+        default: slices outer, phases inner, phases on the diagonal first.
+    width, layers
+        d and L of the entropy model. d is a multiple of 32, the dimensions of a head.
+    lrp
+        Latent residual prediction: decoded groups are corrected by up to half a step.
+
+    Raises
+    ------
+    ValueError
+        If a rule above is broken; the message names the field and its value.
+    """
+
+    name: str
+    transform: Literal["patch", "elic"]
+    latent_channels: int
+    transform_width: tuple[int, int]
+    transform_depth: tuple[int, int]
+    hyper_width: int
+    hyper_channels: int
+    slices: int
+    patch: tuple[int, int]
+    width: int
+    layers: int
+    order: tuple[tuple[int, int, int], ...] | None = None
+    lrp: bool = False
+
+    def __post_init__(self) -> None:
+        if self.transform not in ("patch", "elic"):
+            raise ValueError(f"transform must be 'patch' or 'elic', got {self.transform!r}")
+        positive = {
+            "latent_channels": self.latent_channels,
+            "hyper_width": self.hyper_width,
+            "hyper_channels": self.hyper_channels,
+            "slices": self.slices,
+            "patch[0]": self.patch[0],
+            "patch[1]": self.patch[1],
+            "width": self.width,
+            "layers": self.layers,
+        }
+        for field, value in positive.items():
+            if value < 1:
+                raise ValueError(f"{field} must be at least 1, got {value}")
+        if max(self.patch) > MAX_PATCH:
+            raise ValueError(f"patch must be at most {MAX_PATCH} x {MAX_PATCH}, got {self.patch}")
+        if self.latent_channels % self.slices:
+            raise ValueError(
+                f"latent_channels must be a multiple of slices = {self.slices}, "
+                f"got {self.latent_channels}"
+            )
+        if self.width % HEAD_DIM:
+            raise ValueError(f"width must be a multiple of {HEAD_DIM}, got {self.width}")
+
+    @property
+    def num_groups(self) -> int:
+        """G = k_c * k_h * k_w."""
+        return self.slices * self.patch[0] * self.patch[1]
+
+    def to_json(self) -> str:
+        """The configuration as canonical JSON: sorted keys, no spaces."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Config:
+        """Inverse of `to_json`. Raises ValueError for anything that is not a configuration."""
+        try:
+            fields: dict[str, Any] = json.loads(text)
+            for key in ("transform_width", "transform_depth", "patch"):
+                fields[key] = tuple(fields[key])
+            if fields.get("order") is not None:
+                order = (tuple(group) for group in fields["order"])
+                fields["order"] = cast("tuple[tuple[int, int, int], ...]", tuple(order))
+            return cls(**fields)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"text must be a GroupedMixer configuration: {error!r}") from error
+
+
+CONFIGS = {
+    config.name: config
+    for config in (
+        Config("tiny", "patch", 32, (16, 32), (1, 1), 32, 8, 2, (2, 2), 32, 2, lrp=True),
+        Config("rt", "patch", 256, (96, 192), (2, 4), 128, 64, 4, (2, 2), 128, 3),
+        Config("fast", "elic", 320, (192, 192), (0, 0), 192, 192, 5, (1, 2), 256, 4),
+        Config("base", "elic", 320, (192, 192), (0, 0), 192, 192, 10, (2, 2), 256, 6),
+        Config("large", "elic", 320, (256, 256), (0, 0), 256, 256, 10, (2, 2), 384, 8),
+    )
+}
+
+
+def get_config(name: str) -> Config:
+    """The configuration called ``name``; ValueError lists the names there are."""
+    try:
+        return CONFIGS[name]
+    except KeyError:
+        raise ValueError(f"name must be one of {', '.join(CONFIGS)}, got {name!r}") from None

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: MIT
+"""Scales, likelihoods and integer tables: where the float model meets the entropy coder."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from compressai.entropy_models import EntropyBottleneck
+from compressai.ops import LowerBound
+from torch import Tensor, nn
+
+from groupedmixer_ext import rans, tables
+
+__all__ = ["CodingTables", "GaussianLikelihood", "SCALES", "bottleneck_tables", "scale_thresholds"]
+
+# sigma of each of the 64 tables: log-spaced 0.11..64
+SCALE_MIN, SCALE_MAX, NUM_SCALES = 0.11, 64.0, 64
+_LOG_STEP = math.log(SCALE_MAX / SCALE_MIN) / (NUM_SCALES - 1)
+SCALES = tuple(SCALE_MIN * math.exp(_LOG_STEP * i) for i in range(NUM_SCALES))
+
+# Hyper latents farther than this from their channel's median are escaped in any case.
+_REACH = 1024
+
+
+def scale_thresholds() -> Tensor:  # [63] float32, ascending
+    """Raw scales (log sigma) half way between neighbouring tables, in the logarithm.
+
+    The scale index is the number of thresholds below the raw scale, so that each Gaussian is
+    coded with the table nearest in log sigma. Computed once, when a model is made; stored with the
+    weights from then on.
+    """
+    logs = [math.log(SCALE_MIN) + _LOG_STEP * (i + 0.5) for i in range(NUM_SCALES - 1)]
+    return torch.tensor(logs, dtype=torch.float32)
+
+
+class GaussianLikelihood(nn.Module):
+    """P(symbol) of a unit bin under a Gaussian, for training and rate estimates.
+
+    The mean-scale Gaussian conditional of arXiv 1809.02736; differs from compressai's in taking
+    log sigma and in its upper bound on sigma, the largest table's.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.likelihood_bound = LowerBound(1e-9)
+        self.raw_lower = LowerBound(math.log(SCALE_MIN))
+        self.raw_upper = LowerBound(-math.log(SCALE_MAX))
+
+    def forward(
+        self,
+        residual: Tensor,  # [...] y - mean
+        raw_scale: Tensor,  # [...] log sigma
+    ) -> Tensor:  # [...] float32
+        """Probability mass of the unit interval around the residual, at least 1e-9."""
+        log_sigma = -self.raw_upper(-self.raw_lower(raw_scale.float()))
+        inverse = torch.exp(-log_sigma) * math.sqrt(0.5)
+        # Both tails are taken on the side where erfc does not cancel.
+        distance = residual.float().abs()
+        upper = torch.erfc((distance - 0.5) * inverse)
+        lower = torch.erfc((distance + 0.5) * inverse)
+        likelihood: Tensor = self.likelihood_bound(0.5 * (upper - lower))
+        return likelihood
+
+
+class CodingTables(nn.Module):
+    """A set of integer tables as buffers, so that they travel with the weights.
+
+    Empty until built or loaded. Buffers: ``counts`` int32 [sum of sizes], ``sizes`` int32 [T],
+    ``offsets`` int32 [T]; the rules are those of `groupedmixer_ext.rans.Tables`.
+    """
+
+    counts: Tensor
+    sizes: Tensor
+    offsets: Tensor
+    _FIELDS = ("counts", "sizes", "offsets")
+
+    def __init__(self) -> None:
+        super().__init__()
+        for field in self._FIELDS:
+            self.register_buffer(field, torch.empty(0, dtype=torch.int32))
+
+    @property
+    def empty(self) -> bool:
+        """True until tables are set or loaded."""
+        return self.sizes.numel() == 0
+
+    def set(self, built: rans.Tables) -> None:
+        """Replaces the tables."""
+        for field in self._FIELDS:
+            values = np.asarray(getattr(built, field)).astype(np.int32)
+            setattr(self, field, torch.from_numpy(values).to(self.counts.device))
+
+    def build(self) -> rans.Tables:
+        """The tables as the coder takes them. ValueError if a rule is broken."""
+        counts, sizes, offsets = (getattr(self, field).cpu().numpy() for field in self._FIELDS)
+        if counts.size and not (0 <= counts.min() and counts.max() < 2**16):
+            raise ValueError(f"counts must lie in 0..65535, got {counts.min()}..{counts.max()}")
+        return rans.Tables(counts.astype(np.uint16), sizes, offsets)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for field in self._FIELDS:
+            stored = state_dict.get(prefix + field)
+            if stored is not None:  # sizes are part of what is stored
+                setattr(self, field, getattr(self, field).new_empty(stored.shape))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def gaussian_tables() -> rans.Tables:
+    """The 64 tables of `SCALES`."""
+    return tables.gaussian_tables(np.array(SCALES))
+
+
+@torch.no_grad()
+def bottleneck_tables(bottleneck: EntropyBottleneck) -> rans.Tables:
+    """One table per channel of a (trained) entropy bottleneck, around its medians."""
+    medians = bottleneck.quantiles[:, :, 1:2]  # [N_z, 1, 1]
+    values = torch.arange(-_REACH, _REACH + 1, device=medians.device)
+    pmf, _, _ = bottleneck._likelihood(medians + values)  # [N_z, 1, 2 * reach + 1]
+    inside = pmf[:, 0].double().cpu().numpy()
+    beyond = np.maximum(1 - inside.sum(axis=1, keepdims=True), 0)
+    pmfs = np.concatenate([inside, beyond], axis=1)
+    return tables.tables_from_pmfs(list(pmfs), [-_REACH] * bottleneck.channels)

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: MIT
+"""A small model with random weights whose every part speaks, shared by the tests."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import groupedmixer
+
+
+def random_model(config: groupedmixer.Config, seed: int = 0) -> groupedmixer.GroupedMixer:
+    """Random weights with no zeros left, so that no branch is silent."""
+    torch.manual_seed(seed)
+    model = groupedmixer.GroupedMixer(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any():
+                parameter.normal_(0, 0.1)
+        model.latent_codec.context.start.normal_()
+    return model
+
+
+def picture(height: int, width: int, seed: int = 0) -> Image.Image:
+    """An RGB image with smooth and rough parts."""
+    random = np.random.default_rng(seed)
+    coarse = Image.fromarray(random.integers(0, 256, (4, 4, 3), np.uint8))
+    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.int16)
+    noise = random.integers(-20, 21, (height, width, 3)) * (np.arange(width) % 64 > 31)[:, None]
+    return Image.fromarray((smooth + noise).clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> groupedmixer.GroupedMixer:
+    return random_model(groupedmixer.get_config("tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny_codec(tiny_model: groupedmixer.GroupedMixer) -> groupedmixer.Codec:
+    return groupedmixer.Codec(tiny_model, "tiny-test")
