@@ -1,0 +1,403 @@
+# SPDX-License-Identifier: MIT
+"""The command line: `groupedmixer compress | decompress | info`.
+
+READ ME FIRST
+- torch and Pillow are imported where they are needed: --help, --version and info start at once.
+- Exit codes: 0 all files are done, 1 at least one failed (the others are done all the same),
+  2 usage, 130 Ctrl-C.
+- An expected failure (GmxError, OSError, no memory) is one line on stderr. Anything else is a bug
+  and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TextIO
+
+from .container import FORMAT_VERSION, MAX_QUALITY, QUALITY_STEPS, parse, quality_field, read_chunks
+from .errors import GmxError
+from .image_formats import OUTPUT_FORMATS, OutputFormat, encode_image, format_of_suffix
+from .limits import MAX_PIXELS
+from .output_files import Job, Plan, PlanError, check_target, plan_outputs, write_atomically
+
+if TYPE_CHECKING:
+    from .codec import Codec
+
+_SUFFIX = ".gmx"
+_EXPECTED = (GmxError, OSError, MemoryError)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code.
+
+    Args:
+        argv: the arguments behind the program's name; those of the process where None.
+
+    Raises:
+        SystemExit: --help and --version (0) and what argparse refuses (2).
+    """
+    args = _parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold any bytes
+    try:
+        return int(args.command(args))
+    except PlanError as error:
+        args.parser.print_usage(sys.stderr)
+        print(f"{args.parser.prog}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("groupedmixer: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="groupedmixer", description="Learned image compression with a grouped context."
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_compress(commands)
+    _add_decompress(commands)
+    _add_info(commands)
+    return parser
+
+
+def _version() -> str:
+    try:
+        return metadata.version("groupedmixer")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _add_compress(commands: Any) -> None:
+    parser = commands.add_parser(
+        "compress",
+        help="images to .gmx files",
+        usage="%(prog)s [options] IN OUT.gmx | IN [IN ...] [-o DIR_OR_FILE]",
+    )
+    parser.add_argument("paths", nargs="+", metavar="IN", help="image files; IN OUT.gmx for one")
+    parser.add_argument(
+        "-q",
+        "--quality",
+        type=_quality,
+        default=4.0,
+        metavar="Q",
+        help=f"0 (small) to {MAX_QUALITY} (fine), fractions allowed; default %(default)s",
+    )
+    parser.add_argument("--model", default="rt", metavar="NAME", help="default %(default)s")
+    _add_coding_options(parser)
+    parser.set_defaults(command=_compress, parser=parser)
+
+
+def _add_decompress(commands: Any) -> None:
+    parser = commands.add_parser(
+        "decompress",
+        help=".gmx files to images",
+        usage="%(prog)s [options] IN.gmx OUT.png | IN.gmx [IN.gmx ...] [-o DIR_OR_FILE]",
+    )
+    parser.add_argument("paths", nargs="+", metavar="IN", help=".gmx files; IN.gmx OUT.png for one")
+    parser.add_argument(
+        "--format",
+        choices=tuple(OUTPUT_FORMATS),
+        default="png",
+        help="of the outputs whose name is not given (a name's suffix decides its format); "
+        "default %(default)s",
+    )
+    parser.add_argument("--model", metavar="NAME", help="default: the weights that a file names")
+    _add_coding_options(parser)
+    parser.set_defaults(command=_decompress, parser=parser)
+
+
+def _add_info(commands: Any) -> None:
+    parser = commands.add_parser("info", help="what .gmx files say of themselves")
+    parser.add_argument("paths", nargs="+", metavar="IN.gmx")
+    parser.add_argument("--json", action="store_true", help='print {"files": [...]}')
+    parser.set_defaults(command=_info)
+
+
+def _add_coding_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="DIR_OR_FILE",
+        help="a folder (created), or a file if there is one input; default: beside each input",
+    )
+    parser.add_argument("-f", "--force", action="store_true", help="replace existing outputs")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=_positive, metavar="N", help="default: one per core")
+    parser.add_argument(
+        "--max-pixels",
+        type=_positive,
+        default=MAX_PIXELS,
+        metavar="N",
+        help="refuse pictures of more pixels; default %(default)s",
+    )
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    parser.add_argument(
+        "--progress",
+        action=argparse.BooleanOptionalAction,
+        help="a progress bar; default: for several files on a terminal",
+    )
+
+
+def _quality(text: str) -> float:
+    try:
+        value = float(text)
+        quality_field(value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be in 0..{MAX_QUALITY}, got {text}") from error
+    return value
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 up, got {text}")
+    return int(text)
+
+
+def _compress(args: argparse.Namespace) -> int:
+    first, *others = args.paths
+    is_pair = len(others) == 1 and not _is_gmx(first) and _is_gmx(others[0])
+    plan = _plan(args, is_pair, _SUFFIX)
+    # Pillow warns of large pictures; ours are refused with an error instead.
+    warnings.filterwarnings("ignore", message="Image size .* decompression bomb")
+
+    def compress(codecs: _Codecs, job: Job) -> tuple[bytes, str]:
+        from .images import load_picture
+
+        picture = load_picture(job.source, args.max_pixels)
+        data = codecs.named().compress(picture, quality=args.quality)
+        return data, _size(len(data), picture.width * picture.height)
+
+    return _code(args, plan, compress)
+
+
+def _decompress(args: argparse.Namespace) -> int:
+    first, *others = args.paths
+    is_pair = len(others) == 1 and _is_gmx(first) and not _is_gmx(others[0])
+    plan = _plan(args, is_pair, OUTPUT_FORMATS[args.format].suffixes[0])
+    formats = {job.target: _format(job.target) for job in plan.jobs}
+
+    def decompress(codecs: _Codecs, job: Job) -> tuple[bytes, str]:
+        data = job.source.read_bytes()
+        image = codecs.for_file(data).decompress(data, max_pixels=args.max_pixels)
+        output = encode_image(image, formats[job.target])
+        return output, _size(len(data), image.width * image.height)
+
+    return _code(args, plan, decompress)
+
+
+def _info(args: argparse.Namespace) -> int:
+    files = []
+    failed = False
+    for path in args.paths:
+        try:
+            files.append(_file_facts(path))
+        except _EXPECTED as error:
+            failed = True
+            print(_failure(path, error), file=sys.stderr)
+    if args.json:
+        print(json.dumps({"files": files}, indent=2))
+    else:
+        for facts in files:
+            print(_facts_text(facts))
+    return 1 if failed else 0
+
+
+def _is_gmx(path: str) -> bool:
+    return path.lower().endswith(_SUFFIX)
+
+
+def _plan(args: argparse.Namespace, is_pair: bool, suffix: str) -> Plan:
+    if not is_pair:
+        return plan_outputs(args.paths, args.output, suffix)
+    source, target = args.paths
+    if args.output is not None:
+        raise PlanError(f"two outputs are given, {target} and -o {args.output}")
+    return plan_outputs([source], target, suffix, output_is_file=True)
+
+
+def _format(target: Path) -> OutputFormat:
+    found = format_of_suffix(target.suffix)
+    if found is None:
+        known = ", ".join(suffix for one in OUTPUT_FORMATS.values() for suffix in one.suffixes)
+        raise PlanError(f"the output {target} must end in one of {known}")
+    return found
+
+
+def _code(
+    args: argparse.Namespace, plan: Plan, work: Callable[[_Codecs, Job], tuple[bytes, str]]
+) -> int:
+    """Does `work` for every job: it returns the output's bytes and their size in words."""
+    try:
+        if plan.folder is not None:
+            plan.folder.mkdir(parents=True, exist_ok=True)
+        codecs = _Codecs(args.model, args.device, args.threads)
+    except (*_EXPECTED, ImportError, ValueError, RuntimeError) as error:  # torch's own among them
+        print(_failure(f"model {args.model}" if args.model else "loading", error), file=sys.stderr)
+        return 1
+    failed = False
+    with _Report(len(plan.jobs), quiet=args.quiet, progress=args.progress) as report:
+        for job in plan.jobs:
+            try:
+                check_target(job.target, force=args.force)
+                start = time.perf_counter()
+                data, size = work(codecs, job)
+                write_atomically(job.target, data, force=args.force)
+                seconds = time.perf_counter() - start
+            except _EXPECTED as error:
+                failed = True
+                report.fail(_failure(job.source, error))
+            else:
+                report.done(f"{job.source} -> {job.target}: {size}, {seconds:.2f} s")
+    return 1 if failed else 0
+
+
+class _Codecs:
+    """The codec that `--model` names, or else the one that a file asks for."""
+
+    def __init__(self, model: str | None, device: str, threads: int | None) -> None:
+        if threads is not None:
+            import torch
+
+            torch.set_num_threads(threads)
+        import groupedmixer
+
+        self._device = device
+        self._find = groupedmixer.load_for
+        self._named = None if model is None else groupedmixer.load(model, device=device)
+
+    def named(self) -> Codec:
+        """The codec of `--model`."""
+        assert self._named is not None, "compress has a default for --model"
+        return self._named
+
+    def for_file(self, data: bytes) -> Codec:
+        """The codec of `--model` if it was given, else the one whose weights the file names."""
+        return self._named or self._find(data, device=self._device)
+
+
+class _Report:
+    """Lines for people, and a progress bar that they do not tear apart."""
+
+    def __init__(self, total: int, *, quiet: bool, progress: bool | None) -> None:
+        if progress is None:
+            progress = total > 1 and not quiet and sys.stderr.isatty()
+        self._quiet = quiet
+        self._bar: Any = None
+        if progress:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, unit="file", file=sys.stderr)
+
+    def __enter__(self) -> _Report:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def done(self, line: str) -> None:
+        """One file is done."""
+        if not self._quiet:
+            self._print(line, sys.stdout)
+        self._advance()
+
+    def fail(self, line: str) -> None:
+        """One file failed."""
+        self._print(line, sys.stderr)
+        self._advance()
+
+    def _print(self, line: str, stream: TextIO) -> None:
+        if self._bar is None:
+            print(line, file=stream, flush=True)
+        else:
+            self._bar.write(line, file=stream)
+
+    def _advance(self) -> None:
+        if self._bar is not None:
+            self._bar.update()
+
+
+def _failure(subject: str | Path, error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        named = "" if error.filename in (None, str(subject)) else f" ({error.filename})"
+        reason = error.strerror + named
+    elif isinstance(error, MemoryError):
+        reason = "not enough memory"
+    else:
+        reason = str(error)
+    return f"groupedmixer: {subject}: {reason}"
+
+
+def _size(length: int, pixels: int) -> str:
+    return f"{length} bytes, {8 * length / pixels:.4f} bpp"
+
+
+def _file_facts(path: str) -> dict[str, Any]:
+    data = Path(path).read_bytes()
+    file = parse(data)
+    header = file.header
+    return {
+        "path": path,
+        "bytes": len(data),
+        "bpp": 8 * len(data) / (header.width * header.height),
+        "format_version": FORMAT_VERSION,
+        "weights": {
+            "name": header.weights_name,
+            "fingerprint": header.weights_fingerprint.hex(),
+        },
+        "arithmetic": header.arithmetic_id,
+        "quality": header.quality / QUALITY_STEPS,
+        "width": header.width,
+        "height": header.height,
+        "colour_space": header.colour_space.name.lower(),
+        "bit_depth": header.bit_depth,
+        "alpha": file.alpha is not None,
+        "skip_below": header.skip_below,
+        "tile_latents": header.tile_latents,
+        "tiles": len(file.tiles),
+        "chunks": [
+            {
+                "type": chunk.type,
+                "must_understand": chunk.must_understand,
+                "bytes": len(chunk.payload),
+            }
+            for chunk in read_chunks(data)
+        ],
+    }
+
+
+def _facts_text(facts: dict[str, Any]) -> str:
+    alpha = ", alpha" if facts["alpha"] else ""
+    chunks = ", ".join(f"{chunk['type']} {chunk['bytes']}" for chunk in facts["chunks"])
+    side = facts["tile_latents"]
+    return "\n".join(
+        (
+            f"{facts['path']}",
+            f"  file        {facts['bytes']} bytes, {facts['bpp']:.4f} bpp, "
+            f"format {facts['format_version']}",
+            f"  picture     {facts['width']} x {facts['height']}, {facts['colour_space']}, "
+            f"{facts['bit_depth']} bits{alpha}",
+            f"  quality     {facts['quality']:g}",
+            f"  weights     {facts['weights']['name']} ({facts['weights']['fingerprint']})",
+            f"  arithmetic  {facts['arithmetic']}",
+            f"  coder       skip below {facts['skip_below']}, tiles {facts['tiles']} "
+            f"(up to {side} x {side} latents)",
+            f"  chunks      {chunks} bytes",
+        )
+    )

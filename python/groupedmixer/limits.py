@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: MIT
+"""The largest pictures: what the format can hold, and what is accepted unless the caller says."""
+
+from __future__ import annotations
+
+from .errors import PixelLimitError
+
+MAX_SIDE = 1 << 20
+"""The largest width and height a .gmx file can hold, in pixels."""
+
+MAX_PIXELS = 1 << 26
+"""The default of every `max_pixels`: width x height of the largest picture accepted."""
+
+
+def check_pixels(width: int, height: int, max_pixels: int) -> None:
+    """Refuses a picture before memory is taken for it.
+
+    Args:
+        width, height: the size in pixels.
+        max_pixels: the largest width * height allowed.
+
+    Raises:
+        PixelLimitError: the picture is larger.
+    """
+    if width * height > max_pixels:
+        raise PixelLimitError(
+            f"the picture must have at most max_pixels = {max_pixels} pixels, "
+            f"got {width} x {height} = {width * height}; raise the limit if you trust its source"
+        )

@@ -1,0 +1,470 @@
+# SPDX-License-Identifier: MIT
+"""Pictures in and out: every mode, orientation and refusal."""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image, ImageCms, ImageOps
+
+from groupedmixer.errors import CorruptError, PixelLimitError, UnsupportedImageError
+from groupedmixer.image_formats import OUTPUT_FORMATS, encode_image, format_of_suffix
+from groupedmixer.images import (
+    MAX_PIXELS,
+    Picture,
+    as_picture,
+    decode_alpha,
+    encode_alpha,
+    from_pil,
+    load_picture,
+    to_pil,
+)
+
+HEIGHT, WIDTH = 5, 7
+GREY: npt.NDArray[np.uint8] = np.arange(0, 245, 7, np.uint8).reshape(HEIGHT, WIDTH)
+ALPHA: npt.NDArray[np.uint8] = GREY[::-1].copy()
+RGB: npt.NDArray[np.uint8] = np.stack([GREY, 255 - GREY, GREY // 2], axis=2).astype(np.uint8)
+RGBA: npt.NDArray[np.uint8] = np.dstack([RGB, ALPHA])
+
+TIFF_ORIENTATION = 0x0112
+
+
+def same(picture: Picture, image: Image.Image) -> bool:
+    """Whether a picture has the samples of an image of mode L, LA, RGB or RGBA."""
+    return to_pil(picture).mode == image.mode and np.array_equal(
+        np.asarray(to_pil(picture)), np.asarray(image)
+    )
+
+
+def png(width: int, height: int, depth: int, kind: int, rows: bytes, extra: bytes = b"") -> bytes:
+    """A PNG made by hand, for what Pillow cannot write."""
+
+    def part(name: bytes, data: bytes) -> bytes:
+        crc = zlib.crc32(name + data)
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", crc)
+
+    head = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + part(b"IHDR", head)
+        + extra
+        + part(b"IDAT", zlib.compress(rows))
+        + part(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I;16N", "I"])
+def test_grey_modes(mode: str) -> None:
+    if mode.startswith("I;16"):
+        dtype = ">u2" if mode == "I;16B" else "<u2"
+        wide = GREY.astype(dtype) * 257
+        image = Image.frombytes(mode, (WIDTH, HEIGHT), wide.tobytes())
+        expected = Image.fromarray(GREY)
+    elif mode == "I":
+        image = Image.fromarray(GREY.astype(np.int32) * 257)
+        expected = Image.fromarray(GREY)
+    elif mode == "1":
+        image = expected = Image.fromarray(GREY > 100)
+        expected = expected.convert("L")
+    elif mode == "L":
+        image = expected = Image.fromarray(GREY)
+    else:
+        expected = Image.fromarray(np.dstack([GREY, np.full_like(GREY, 255)]))
+        image = expected.convert(mode)
+    assert image.mode == mode
+    picture = from_pil(image)
+    assert picture.grey
+    assert same(picture, expected)
+    assert np.array_equal(picture.rgb[..., 0], picture.rgb[..., 2])
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "P"])
+def test_colour_modes_without_alpha(mode: str) -> None:
+    image = Image.fromarray(RGB)
+    if mode == "LAB":
+        to_lab = ImageCms.buildTransform(
+            ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB"
+        )
+        converted = ImageCms.applyTransform(image, to_lab)
+        assert converted is not None
+        image = converted
+    else:
+        image = image.convert(mode)
+    assert image.mode == mode
+    picture = from_pil(image)
+    assert not picture.grey
+    assert same(picture, image.convert("RGB"))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "RGBa", "PA", "P"])
+def test_colour_modes_with_alpha(mode: str) -> None:
+    image = Image.fromarray(RGBA)
+    if mode == "P":
+        image = Image.fromarray(RGB).convert("P")
+        image.info["transparency"] = 3
+    elif mode == "PA":
+        image = Image.fromarray(RGB).convert("P").convert("PA")
+        image.putalpha(Image.fromarray(ALPHA))
+    else:
+        image = image.convert(mode)
+    assert image.mode == mode
+    assert same(from_pil(image), image.convert("RGBA"))
+
+
+def test_a_colour_key_becomes_alpha() -> None:
+    grey = Image.fromarray(GREY)
+    grey.info["transparency"] = int(GREY[0, 1])
+    picture = from_pil(grey)
+    assert picture.grey
+    assert picture.alpha is not None
+    assert np.array_equal(picture.alpha == 0, GREY[0, 1] == GREY)
+
+    colour = Image.fromarray(RGB)
+    colour.info["transparency"] = tuple(int(v) for v in RGB[2, 3])
+    alpha = from_pil(colour).alpha
+    assert alpha is not None
+    assert alpha[2, 3] == 0
+    assert alpha[0, 0] == 255
+
+    wide = Image.fromarray(GREY.astype(np.uint16) * 257)
+    wide.info["transparency"] = int(GREY[0, 1]) * 257
+    alpha = from_pil(wide).alpha
+    assert alpha is not None
+    assert np.array_equal(alpha == 0, GREY[0, 1] == GREY)
+
+
+def test_a_fully_opaque_alpha_plane_is_kept() -> None:
+    image = Image.new("RGBA", (3, 2), (1, 2, 3, 255))
+    assert to_pil(from_pil(image)).mode == "RGBA"
+
+
+def test_16_bits_round_to_the_nearest_level() -> None:
+    values = np.array([[0, 128, 129, 257, 385, 386, 65406, 65407, 65535]], np.uint16)
+    expected = np.rint(values / 257).astype(np.uint8)
+    for array in (values, values.astype(np.int32)):
+        assert np.array_equal(from_pil(Image.fromarray(array)).rgb[..., 0], expected)
+
+
+def test_16_bit_files(tmp_path: Path) -> None:
+    Image.fromarray(GREY.astype(np.uint16) * 257).save(tmp_path / "grey.png")
+    assert np.array_equal(load_picture(tmp_path / "grey.png").rgb[..., 0], GREY)
+    wide = np.repeat(RGB, 2, axis=2).reshape(HEIGHT, -1)  # both bytes alike: v * 257
+    rows = b"".join(b"\0" + row.tobytes() for row in wide)
+    (tmp_path / "colour.png").write_bytes(png(WIDTH, HEIGHT, 16, 2, rows))
+    assert np.array_equal(load_picture(tmp_path / "colour.png").rgb, RGB)
+
+
+@pytest.mark.parametrize("value", [-1, 65536])
+def test_32_bit_integers_beyond_16_bits_are_refused(value: int) -> None:
+    image = Image.fromarray(np.array([[0, value]], np.int32))
+    with pytest.raises(UnsupportedImageError, match=r"must be in 0\.\.65535"):
+        from_pil(image)
+
+
+def test_floating_point_images_are_refused() -> None:
+    with pytest.raises(UnsupportedImageError, match="mode must be one of .*, got F"):
+        from_pil(Image.new("F", (2, 2)))
+
+
+@pytest.mark.parametrize("size", [(0, 3), (3, 0), ((1 << 20) + 1, 1)])
+def test_sides_out_of_range_are_refused(size: tuple[int, int]) -> None:
+    with pytest.raises(UnsupportedImageError, match="width and height must be in"):
+        from_pil(Image.new("L", size))
+    with pytest.raises(UnsupportedImageError, match="width and height must be in"):
+        as_picture(np.zeros((size[1], size[0]), np.uint8))
+    with pytest.raises(UnsupportedImageError, match="width and height must be in"):
+        as_picture(np.zeros((3, size[1], size[0]), np.float32))
+
+
+@pytest.mark.parametrize("orientation", range(10))
+@pytest.mark.parametrize("mode", ["L", "RGBA", "I;16"])
+def test_orientation_is_applied_once(tmp_path: Path, orientation: int, mode: str) -> None:
+    array = {"L": GREY, "RGBA": RGBA, "I;16": GREY.astype(np.uint16) * 257}[mode]
+    image = Image.fromarray(array)
+    exif = Image.Exif()
+    exif[TIFF_ORIENTATION] = orientation
+    path = tmp_path / "turned.png"
+    image.save(path, exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(path)))
+    if mode == "I;16":
+        expected = (expected // 257).astype(np.uint8)
+    picture = load_picture(path)
+    assert np.array_equal(np.asarray(to_pil(picture)), expected)
+    assert picture.rgb.flags.c_contiguous
+    again = from_pil(to_pil(picture))
+    assert np.array_equal(again.rgb, picture.rgb)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".tif", ".webp"])
+def test_orientation_of_other_formats(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"turned{suffix}"
+    exif = Image.Exif()
+    exif[TIFF_ORIENTATION] = 6
+    Image.fromarray(RGB).save(path, exif=exif)
+    with Image.open(path) as image:
+        expected = ImageOps.exif_transpose(image)
+    assert expected.size == (HEIGHT, WIDTH)
+    assert same(load_picture(path), expected)
+
+
+def test_cmyk_with_a_profile_goes_through_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = Image.fromarray(RGB).convert("CMYK")
+    image.info["icc_profile"] = b"not a profile"
+    with pytest.raises(UnsupportedImageError, match="ICC profile cannot be used"):
+        from_pil(image)
+
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    image.info["icc_profile"] = srgb  # of the wrong colour space
+    with pytest.raises(UnsupportedImageError, match="ICC profile cannot be used"):
+        from_pil(image)
+
+    converted = Image.new("RGB", image.size, (1, 2, 3))
+    monkeypatch.setattr(ImageCms, "profileToProfile", lambda *args, **options: converted)
+    assert same(from_pil(image), converted)
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".png", ".webp", ".tif"])
+def test_several_frames_are_refused(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"frames{suffix}"
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue")]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    with pytest.raises(UnsupportedImageError, match="must have one frame, got 3"):
+        load_picture(path)
+    with Image.open(path) as image:
+        assert from_pil(image.copy()).height == 8
+
+
+def test_the_first_frame_of_an_mpo_photograph_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "photo.jpg"
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames[0].save(path, format="MPO", save_all=True, append_images=frames[1:])
+    assert load_picture(path).rgb[0, 0, 0] > 250
+
+
+def test_the_pixel_limit_comes_before_the_pixels(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png(20000, 5000, 8, 0, b"no such pixels"))
+    before = Image.MAX_IMAGE_PIXELS
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with pytest.raises(PixelLimitError, match="20000 x 5000"):
+            load_picture(path)
+    path.write_bytes(png(20000, 20000, 8, 0, b"no such pixels"))
+    with pytest.raises(PixelLimitError):
+        load_picture(path)
+    assert before == Image.MAX_IMAGE_PIXELS
+    assert MAX_PIXELS == 2**26
+
+
+def test_warnings_as_errors_are_the_pixel_limit_too(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png(20000, 5000, 8, 0, b"no such pixels"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with pytest.raises(PixelLimitError):
+            load_picture(path)
+
+
+def test_a_higher_limit_lifts_pillows_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    path = tmp_path / "picture.png"
+    Image.fromarray(RGBA).save(path)
+    assert same(load_picture(path, WIDTH * HEIGHT), Image.fromarray(RGBA))
+    assert Image.MAX_IMAGE_PIXELS == 10
+    with pytest.warns(Image.DecompressionBombWarning), pytest.raises(PixelLimitError):
+        load_picture(path, WIDTH * HEIGHT - 1)
+    assert Image.MAX_IMAGE_PIXELS == 10
+    assert np.array_equal(decode_alpha(encode_alpha(ALPHA), WIDTH, HEIGHT), ALPHA)
+
+
+def test_files_that_are_no_images(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        load_picture(tmp_path / "missing.png")
+    (tmp_path / "text.png").write_bytes(b"hello")
+    with pytest.raises(UnsupportedImageError, match="not an image"):
+        load_picture(tmp_path / "text.png")
+    stream = io.BytesIO()
+    Image.fromarray(RGB).resize((300, 300)).save(stream, "PNG")
+    (tmp_path / "cut.png").write_bytes(stream.getvalue()[:-200])
+    with pytest.raises(UnsupportedImageError, match="cannot be decoded"):
+        load_picture(tmp_path / "cut.png")
+
+
+def test_pillow_images_and_pictures_are_taken_as_they_are() -> None:
+    picture = as_picture(Image.fromarray(RGBA))
+    assert as_picture(picture) is picture
+    assert (picture.width, picture.height) == (WIDTH, HEIGHT)
+
+
+@pytest.mark.parametrize("array", [GREY, RGB, RGBA])
+def test_uint8_arrays_and_tensors(array: npt.NDArray[np.uint8]) -> None:
+    torch = pytest.importorskip("torch")
+    strided = np.repeat(array, 2, axis=0)[::2]
+    read_only = array.copy()
+    read_only.flags.writeable = False
+    for image in (array, strided, read_only, torch.from_numpy(array.copy())):
+        picture = as_picture(image)
+        assert same(picture, Image.fromarray(array))
+        assert picture.grey == (array.ndim == 2)
+        assert picture.rgb.flags.c_contiguous
+        assert picture.rgb.flags.writeable
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_float_tensors(dtype: str) -> None:
+    torch = pytest.importorskip("torch")
+    levels = torch.from_numpy(RGB.transpose(2, 0, 1).copy())
+    tensor = (levels.double() / 255).to(getattr(torch, dtype)).requires_grad_()
+    picture = as_picture(tensor)
+    if dtype == "bfloat16":
+        assert np.abs(picture.rgb.astype(int) - RGB).max() <= 1
+        return
+    assert np.array_equal(picture.rgb, RGB)
+    assert np.array_equal(as_picture(tensor.detach().numpy()).rgb, RGB)
+
+
+def test_floats_may_miss_the_range_by_half_a_level() -> None:
+    near = np.full((3, 1, 2), -0.0019, np.float32)
+    near[..., 1] = 1.0019
+    assert as_picture(near).rgb[0].tolist() == [[0, 0, 0], [255, 255, 255]]
+
+
+@pytest.mark.parametrize(
+    ("array", "reason"),
+    [
+        (np.full((3, 2, 2), 1.002), r"values in \[0, 1\]"),
+        (np.full((3, 2, 2), -0.002), r"values in \[0, 1\]"),
+        (np.full((3, 2, 2), np.nan), "must be finite"),
+        (np.full((3, 2, 2), -np.inf), "must be finite"),
+        (np.zeros((2, 2, 3)), r"must be \[3, H, W\], got \[2, 2, 3\]"),
+        (np.zeros((1, 3, 2, 2)), r"must be \[3, H, W\]"),
+        (np.zeros((3, 8, 8), np.uint8), r"must be \[H, W\], .* got \[3, 8, 8\]"),
+        (np.zeros(3, np.uint8), r"must be \[H, W\]"),
+        (np.zeros((2, 2, 3), np.uint16), "must be uint8 .* got uint16"),
+        (np.zeros((2, 2), bool), "must be uint8 .* got bool"),
+    ],
+)
+def test_arrays_that_do_not_fit(array: npt.NDArray[np.generic], reason: str) -> None:
+    with pytest.raises(UnsupportedImageError, match=reason):
+        as_picture(array)
+
+
+@pytest.mark.parametrize("thing", [None, "photo.png", [[1, 2], [3, 4]], b"bytes"])
+def test_other_things_are_a_type_error(thing: object) -> None:
+    with pytest.raises(TypeError, match="image must be a Pillow image"):
+        as_picture(thing)
+
+
+def test_a_picture_checks_its_arrays() -> None:
+    with pytest.raises(ValueError, match=r"rgb must be \[H, W, 3\]"):
+        Picture(GREY)
+    with pytest.raises(ValueError, match="rgb must be C-contiguous, got strides"):
+        Picture(RGB[:, ::-1])
+    with pytest.raises(ValueError, match="rgb must be uint8, got int16"):
+        Picture(RGB.astype(np.int16))
+    with pytest.raises(ValueError, match=r"alpha must be \[5, 7\] as rgb, got \[5, 6\]"):
+        Picture(RGB, ALPHA[:, :6].copy())
+    with pytest.raises(ValueError, match=r"alpha must be \[5, 7\] as rgb, got \[5, 7, 1\]"):
+        Picture(RGB, ALPHA[..., None])
+
+
+@pytest.mark.parametrize(
+    ("picture", "mode"),
+    [
+        (as_picture(GREY), "L"),
+        (as_picture(RGB), "RGB"),
+        (as_picture(RGBA), "RGBA"),
+        (Picture(np.repeat(GREY[..., None], 3, axis=2), ALPHA, grey=True), "LA"),
+    ],
+)
+def test_to_pil(picture: Picture, mode: str) -> None:
+    image = to_pil(picture)
+    assert image.mode == mode
+    assert same(from_pil(image), image)
+
+
+def test_alpha_comes_back() -> None:
+    data = encode_alpha(ALPHA)
+    assert np.array_equal(decode_alpha(memoryview(data), WIDTH, HEIGHT), ALPHA)
+
+
+def encoded(array: npt.NDArray[np.generic], image_format: str, **options: object) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(array).save(stream, image_format, **options)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"hello",
+        encoded(ALPHA, "TIFF"),
+        encoded(RGB, "PNG"),
+        encoded(ALPHA.astype(np.uint16), "PNG"),
+        encoded(ALPHA > 9, "PNG"),
+        encoded(ALPHA[:-1], "PNG"),
+        encoded(ALPHA.T.copy(), "PNG"),
+        encoded(ALPHA, "PNG", save_all=True, append_images=[Image.fromarray(GREY)]),
+        png(30000, 30000, 8, 0, b""),
+        png(WIDTH, HEIGHT, 8, 0, b"too little"),
+        png(WIDTH, HEIGHT, 8, 0, b"\x09" * (WIDTH + 1) * HEIGHT),
+    ],
+)
+def test_alpha_that_is_anything_else_is_corrupt(data: bytes) -> None:
+    with pytest.raises(CorruptError, match="the alpha plane"):
+        decode_alpha(data, WIDTH, HEIGHT)
+
+
+def test_damaged_alpha_is_corrupt_or_harmless() -> None:
+    data = bytearray(encode_alpha(ALPHA))
+    for at in range(len(data)):
+        for value in (0, 255, data[at] ^ 1):
+            damaged = bytes(data[:at]) + bytes([value]) + bytes(data[at + 1 :])
+            try:
+                assert decode_alpha(damaged, WIDTH, HEIGHT).shape == (HEIGHT, WIDTH)
+            except CorruptError:
+                pass
+
+
+def test_alpha_cut_short_is_corrupt() -> None:
+    data = encode_alpha(ALPHA)
+    for length in range(len(data) - 24):  # checksums and the end marker hold no pixels
+        with pytest.raises(CorruptError):
+            decode_alpha(data[:length], WIDTH, HEIGHT)
+
+
+@pytest.mark.parametrize("name", OUTPUT_FORMATS)
+@pytest.mark.parametrize("array", [GREY, RGB, RGBA])
+def test_output_formats(name: str, array: npt.NDArray[np.uint8]) -> None:
+    output_format = OUTPUT_FORMATS[name]
+    image = Image.fromarray(array)
+    if array is RGBA and not output_format.keeps_alpha:
+        with pytest.raises(UnsupportedImageError, match="cannot hold the picture's alpha"):
+            encode_image(image, output_format)
+        return
+    with Image.open(io.BytesIO(encode_image(image, output_format))) as back:
+        assert back.format == output_format.pillow_name
+        if name != "jpeg":
+            samples = np.asarray(back.convert(image.mode))
+            visible = array[..., -1] > 0 if array is RGBA else slice(None)
+            assert np.array_equal(samples[visible], array[visible])
+
+
+def test_a_picture_too_large_for_the_format() -> None:
+    with pytest.raises(UnsupportedImageError, match="WEBP cannot hold a picture of 16384 x 1"):
+        encode_image(Image.new("L", (16384, 1)), OUTPUT_FORMATS["webp"])
+
+
+def test_suffixes() -> None:
+    assert format_of_suffix(".JPG") is OUTPUT_FORMATS["jpeg"]
+    assert format_of_suffix(".tif") is OUTPUT_FORMATS["tiff"]
+    assert format_of_suffix(".gmx") is None
+    assert format_of_suffix("") is None
