@@ -1,0 +1,381 @@
+# SPDX-License-Identifier: MIT
+"""Builds the two native modules; everything else about the package is in pyproject.toml.
+
+- ``groupedmixer_ext._C``: the torch operators, on torch's stable ABI, with or without CUDA
+- ``groupedmixer_ext._rans``: the entropy coder, without torch
+
+A source's name says how it is compiled:
+
+- ``*_isa.cpp``     once per instruction set of `isa_variants`; no torch
+- ``*_cuda_op.cpp`` and ``*.cu``  only where CUDA is built
+- other ``*.cpp``   into ``_rans`` if in `RANS_SOURCES`, else into ``_C``
+
+Environment:
+
+- ``GROUPEDMIXER_CUDA``     auto (default): where torch and a toolkit fit; 0: never; 1: or fail
+- ``GROUPEDMIXER_WERROR``   1 makes warnings errors
+- ``CUDA_HOME``, ``CUDA_PATH``, ``TORCH_CUDA_ARCH_LIST``, ``MAX_JOBS``, ``CXX``: as usual
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+CSRC = ROOT / "csrc"
+
+# Contraction would let a compiler merge a*b+c or not as it likes, which changes bits; no other
+# floating-point licence is taken either, whatever CXXFLAGS says.
+CXX_FLAGS = ["-O3", "-Wall", "-Wextra", "-fno-fast-math", "-ffp-contract=off"]
+NVCC_FLAGS = ["-O3", "--fmad=false", "-Xcompiler=-Wall,-Wextra,-ffp-contract=off"]
+
+# Code for A100 and H100, and PTX of compute_90 for what comes after. Not compute_90a, whose PTX
+# runs on nothing else.
+DEFAULT_ARCHS = ("8.0", "9.0", "9.0+PTX")
+DEFAULT_GENCODE = (
+    "-gencode=arch=compute_80,code=sm_80",
+    "-gencode=arch=compute_90,code=sm_90",
+    "-gencode=arch=compute_90,code=compute_90",
+)
+
+MEMORY_PER_JOB = 4 << 30  # what one nvcc may take
+
+COMMANDS_THAT_COMPILE = {
+    "bdist_wheel",
+    "build",
+    "build_ext",
+    "develop",
+    "editable_wheel",
+    "install",
+}
+
+
+class BuildError(Exception):
+    """A problem the user can solve; the message says how."""
+
+
+@dataclass(frozen=True)
+class Toolkit:
+    """A CUDA toolkit: its root folder and the version of its nvcc, such as ``13.0``."""
+
+    root: Path
+    version: str
+
+
+@dataclass(frozen=True)
+class IsaVariant:
+    """A namespace of the variants' code and the compiler flags behind it."""
+
+    name: str
+    flags: tuple[str, ...]
+
+
+# --- decisions ------------------------------------------------------------------------------------
+
+
+def isa_variants(machine: str) -> list[IsaVariant]:
+    """The variants of `*_isa.cpp` for a machine; csrc/common/isa.h lists the same."""
+    scalar = IsaVariant("scalar", ())
+    if machine.lower() not in ("x86_64", "amd64"):
+        return [scalar]
+    avx2 = ("-mavx2", "-mfma")
+    avx512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
+    return [scalar, IsaVariant("avx2", avx2), IsaVariant("avx512", avx2 + avx512)]
+
+
+def is_toolkit(root: Path) -> bool:
+    """Whether `root` holds a compiler and headers, rather than just a wrapper script."""
+    headers = [root / "include", *root.glob("targets/*/include")]
+    return (root / "bin" / "nvcc").is_file() and any(
+        (folder / "cuda_runtime.h").is_file() for folder in headers
+    )
+
+
+def run(*command: str | Path) -> str:
+    """The combined output of a command, whatever its exit status."""
+    result = subprocess.run(
+        [str(part) for part in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    return result.stdout
+
+
+def find_toolkit(
+    environ: Mapping[str, str], default_root: Path = Path("/usr/local/cuda")
+) -> Toolkit | None:
+    """The first usable toolkit of CUDA_HOME, CUDA_PATH, nvcc on the PATH and `default_root`."""
+    candidates = [Path(environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if environ.get(name)]
+    nvcc = shutil.which("nvcc", path=environ.get("PATH", ""))
+    if nvcc:
+        # nvcc on the PATH may be a script; what it starts tells its own root.
+        top = re.search(r"^#\$ TOP=(.+)$", run(nvcc, "--dryrun", "-x", "cu", os.devnull), re.M)
+        if top:
+            candidates.append(Path(top.group(1).strip()))
+        candidates.append(Path(nvcc).resolve().parent.parent)
+    candidates.append(default_root)
+    for root in candidates:
+        if is_toolkit(root):
+            release = re.search(r"release (\d+\.\d+)", run(root / "bin" / "nvcc", "--version"))
+            if release:
+                return Toolkit(root.resolve(), release.group(1))
+    return None
+
+
+def decide_cuda(
+    setting: str, torch_cuda: str | None, toolkit: Toolkit | None, is_rocm: bool = False
+) -> tuple[bool, str]:
+    """Whether to build the CUDA kernels, and the reason in words.
+
+    Never asks for a GPU: machines that build packages rarely have one. `torch_cuda` is
+    ``torch.version.cuda``. A torch without CUDA does not forbid a build with it, as the same
+    library serves both, but it is no reason to make one.
+    """
+    if setting not in ("auto", "0", "1"):
+        raise BuildError(f"GROUPEDMIXER_CUDA must be auto, 0 or 1, got {setting!r}")
+    if setting == "0":
+        return False, "GROUPEDMIXER_CUDA=0"
+    problem = None
+    if is_rocm:
+        problem = "torch is built for ROCm"
+    elif toolkit is None:
+        problem = (
+            "no CUDA toolkit found (a folder with bin/nvcc and cuda_runtime.h) through CUDA_HOME, "
+            "CUDA_PATH, nvcc on the PATH or /usr/local/cuda"
+        )
+    elif torch_cuda and torch_cuda.split(".")[0] != toolkit.version.split(".")[0]:
+        wanted, found = torch_cuda.split(".")[0], toolkit.version.split(".")[0]
+        problem = (
+            f"nvcc in {toolkit.root} is CUDA {toolkit.version} but torch is built for CUDA "
+            f"{torch_cuda}; point CUDA_HOME at a CUDA {wanted} toolkit or install a torch for CUDA "
+            f"{found} (see https://pytorch.org/get-started)"
+        )
+    if problem and setting == "1":
+        raise BuildError(f"GROUPEDMIXER_CUDA=1, but {problem}")
+    if problem:
+        return False, problem
+    if setting == "auto" and not torch_cuda:
+        return False, "torch is built without CUDA"
+    assert toolkit is not None
+    return True, f"toolkit in {toolkit.root}"
+
+
+def job_count(environ: Mapping[str, str], memory: int, cpus: int) -> int:
+    """MAX_JOBS, or as many as processors and memory allow."""
+    if environ.get("MAX_JOBS"):
+        return max(1, int(environ["MAX_JOBS"]))
+    return max(1, min(cpus, memory // MEMORY_PER_JOB))
+
+
+def total_memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+# --- sources --------------------------------------------------------------------------------------
+
+
+def sources(*patterns: str) -> list[str]:
+    """Paths relative to the root, sorted, as setuptools wants them."""
+    return sorted(
+        str(path.relative_to(ROOT)) for pattern in patterns for path in CSRC.rglob(pattern)
+    )
+
+
+# Sources of both modules would overwrite each other's objects, so every file belongs to one.
+RANS_SOURCES = ["csrc/entropy/rans.cpp", "csrc/entropy/rans_module.cpp", "csrc/entropy/tables.cpp"]
+
+
+def op_sources(with_cuda: bool) -> list[str]:
+    elsewhere = {*sources("*_isa.cpp", "*_cuda_op.cpp"), *RANS_SOURCES}
+    chosen = [source for source in sources("*.cpp") if source not in elsewhere]
+    return chosen + (sources("*.cu", "*_cuda_op.cpp") if with_cuda else [])
+
+
+# --- the build ------------------------------------------------------------------------------------
+
+
+def borrow_torch() -> Any:
+    """Imports torch, if need be from the environment that an isolated build installs into."""
+    try:
+        import torch
+    except ImportError:
+        # Appended, so that the build environment's own setuptools and pybind11 come first.
+        sys.path += [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+        try:
+            import torch
+        except ImportError as error:
+            raise BuildError(
+                "building groupedmixer needs torch >= 2.11: install it first, or let pip fetch it "
+                "by building with isolation (no --no-build-isolation)"
+            ) from error
+    return torch
+
+
+def build_info(torch: Any, plan: tuple[bool, str], toolkit: Toolkit | None) -> dict[str, object]:
+    """What groupedmixer_ext._build_info records."""
+    with_cuda, reason = plan
+    archs = re.split(r"[;\s]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip())
+    return {
+        "TORCH": str(torch.__version__),
+        "TORCH_CUDA": torch.version.cuda,
+        "CUDA": toolkit.version if with_cuda and toolkit else None,
+        "CUDA_REASON": reason,
+        "CUDA_ARCHS": (tuple(filter(None, archs)) or DEFAULT_ARCHS) if with_cuda else (),
+        "ISAS": tuple(variant.name for variant in isa_variants(platform.machine())),
+        "PYTHON": platform.python_version(),
+    }
+
+
+def announce(info: Mapping[str, object], jobs: int) -> None:
+    archs, isas = info["CUDA_ARCHS"], info["ISAS"]
+    assert isinstance(archs, tuple) and isinstance(isas, tuple)
+    cuda = f"CUDA {info['CUDA']} for {' '.join(archs)}" if info["CUDA"] else "CPU only"
+    print(
+        f"groupedmixer: {cuda} ({info['CUDA_REASON']}); ISA {' '.join(isas)}; "
+        f"torch {info['TORCH']}; {jobs} jobs",
+        flush=True,
+    )
+
+
+def native_build() -> dict[str, Any]:
+    """The arguments of `setup` that compile."""
+    if not sys.platform.startswith("linux"):
+        raise BuildError(f"only Linux is supported so far, not {sys.platform}")
+    torch = borrow_torch()
+    from pybind11.setup_helpers import Pybind11Extension
+    from torch.utils import cpp_extension
+
+    toolkit = find_toolkit(os.environ)
+    plan = decide_cuda(
+        os.environ.get("GROUPEDMIXER_CUDA", "auto"),
+        torch.version.cuda,
+        toolkit,
+        is_rocm=torch.version.hip is not None,
+    )
+    with_cuda = plan[0]
+    jobs = job_count(os.environ, total_memory(), len(os.sched_getaffinity(0)))
+    os.environ["MAX_JOBS"] = str(jobs)  # torch hands it to ninja
+    info = build_info(torch, plan, toolkit)
+    announce(info, jobs)
+
+    werror = os.environ.get("GROUPEDMIXER_WERROR") == "1"
+    cxx_flags = CXX_FLAGS + (["-Werror"] if werror else [])
+    nvcc_flags = NVCC_FLAGS + (["-Werror=all-warnings", "-Xcompiler=-Werror"] if werror else [])
+    # Nothing of libtorch itself is used, but where torch has CUDA, it leads to libtorch_cuda.
+    link_flags = ["-Wl,--no-as-needed", "-ltorch"]
+    libraries, library_dirs = [], []
+    if with_cuda:
+        assert toolkit is not None
+        # torch looks for itself, and is misled by wrapper scripts and by its own lack of CUDA.
+        cpp_extension.CUDA_HOME = str(toolkit.root)
+        if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
+            nvcc_flags += DEFAULT_GENCODE
+        # The static runtime needs no libcudart at import and so runs under a torch without CUDA.
+        libraries = ["cudart_static", "rt", "dl", "pthread"]
+        library_dirs = [str(toolkit.root / "lib64"), str(toolkit.root / "lib")]
+
+    depends = [*map(str, sources("*.h", "*_isa.cpp")), "setup.py"]
+    ops = cpp_extension.CppExtension(
+        "groupedmixer_ext._C",
+        op_sources(with_cuda),
+        include_dirs=[str(CSRC)],
+        # Oldest torch whose stable ABI is used.
+        define_macros=[("TORCH_TARGET_VERSION", "0x020a000000000000")],
+        extra_compile_args={"cxx": cxx_flags, "nvcc": nvcc_flags},
+        extra_link_args=link_flags,
+        libraries=libraries,
+        library_dirs=library_dirs,
+        depends=depends,
+    )
+    rans = Pybind11Extension(
+        "groupedmixer_ext._rans",
+        RANS_SOURCES,
+        include_dirs=[str(CSRC)],
+        extra_compile_args=list(cxx_flags),
+        depends=depends,
+    )
+
+    class BuildNative(cpp_extension.BuildExtension):  # type: ignore[misc, name-defined]
+        """Compiles the ISA variants ahead of the rest and records what was decided."""
+
+        def run(self) -> None:
+            text = render_build_info(info)
+            if self.record().is_file() and self.record().read_text() != text:
+                self.force = True  # another decision: relink, whatever the files' dates say
+            super().run()
+            self.record().write_text(text)
+
+        def record(self) -> Path:
+            return Path(self.get_ext_fullpath("groupedmixer_ext._C")).parent / "_build_info.py"
+
+        def build_extensions(self) -> None:
+            ops.extra_objects = [
+                *ops.extra_objects,
+                *compile_variants(self.compiler, Path(self.build_temp), cxx_flags, jobs),
+            ]
+            super().build_extensions()
+
+    return {"ext_modules": [ops, rans], "cmdclass": {"build_ext": BuildNative}}
+
+
+def compile_variants(compiler: Any, build_temp: Path, flags: Sequence[str], jobs: int) -> list[str]:
+    """Compiles every `*_isa.cpp` once per variant, each in its own folder; returns the objects."""
+    headers = [ROOT / header for header in sources("*.h")]
+
+    def compile_one(task: tuple[IsaVariant, str]) -> str:
+        variant, source = task
+        output_dir = build_temp / variant.name
+        target = Path(compiler.object_filenames([source], output_dir=str(output_dir))[0])
+        inputs = [ROOT / source, ROOT / "setup.py", *headers]
+        if target.is_file() and target.stat().st_mtime > max(i.stat().st_mtime for i in inputs):
+            return str(target)
+        compiler.compile(
+            [source],
+            output_dir=str(output_dir),
+            macros=[("GROUPEDMIXER_VARIANT", variant.name)],
+            include_dirs=[str(CSRC)],
+            extra_postargs=[*flags, *variant.flags],
+        )
+        return str(target)
+
+    tasks = [
+        (variant, source)
+        for variant in isa_variants(platform.machine())
+        for source in sources("*_isa.cpp")
+    ]
+    with ThreadPoolExecutor(jobs) as pool:
+        return list(pool.map(compile_one, tasks))
+
+
+def render_build_info(info: Mapping[str, object]) -> str:
+    lines = [f"{name} = {value!r}" for name, value in info.items()]
+    return "\n".join(['"""Written by setup.py."""', "", *lines, ""])
+
+
+def main() -> None:
+    # Metadata and source distributions can be made without torch.
+    compiles = COMMANDS_THAT_COMPILE & {*sys.argv[1:]}
+    try:
+        native = native_build() if compiles else {}
+    except BuildError as error:
+        sys.exit(f"groupedmixer: {error}")
+    setup(packages=[*find_packages("python"), "groupedmixer_ext"], **native)
+
+
+if __name__ == "__main__":
+    main()
