@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: MIT
+
+#include "common/isa.h"
+
+#include <array>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+namespace groupedmixer {
+namespace {
+
+constexpr std::array<Isa, 3> kWidestFirst = {Isa::kAvx512, Isa::kAvx2, Isa::kScalar};
+
+Isa choose_isa() {
+  const char* forced = std::getenv("GROUPEDMIXER_ISA");
+  for (const Isa isa : kWidestFirst) {
+    if (forced == nullptr) {
+      if (isa_available(isa)) return isa;
+    } else if (std::string(forced) == isa_name(isa)) {
+      if (isa_available(isa)) return isa;
+      throw std::runtime_error("GROUPEDMIXER_ISA=" + std::string(forced) +
+                               " is not available on this machine");
+    }
+  }
+  throw std::runtime_error("GROUPEDMIXER_ISA must be scalar, avx2 or avx512, got '" +
+                           std::string(forced) + "'");
+}
+
+}  // namespace
+
+const char* isa_name(Isa isa) {
+  switch (isa) {
+    case Isa::kAvx512:
+      return "avx512";
+    case Isa::kAvx2:
+      return "avx2";
+    case Isa::kScalar:
+      break;
+  }
+  return "scalar";
+}
+
+// The compiler's builtins also ask whether the operating system saves the wider registers.
+bool isa_available(Isa isa) {
+  if (isa == Isa::kScalar) return true;
+#if defined(__x86_64__)
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (isa == Isa::kAvx2) return avx2;
+  return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#else
+  return false;
+#endif
+}
+
+Isa active_isa() {
+  static const Isa isa = choose_isa();
+  return isa;
+}
+
+}  // namespace groupedmixer

@@ -1,0 +1,296 @@
+// SPDX-License-Identifier: MIT
+
+#include "entropy/rans.h"
+
+#include <algorithm>
+#include <limits>
+#include <stdexcept>
+#include <string>
+
+#include "entropy/stream_error.h"
+#include "entropy/varint.h"
+
+namespace groupedmixer::entropy {
+namespace {
+
+constexpr int kWordBits = 16;
+constexpr std::array<int, 5> kLaneCounts = {1, 4, 8, 16,
+                                            32};  // by the code in a stream's first byte
+static_assert(kLaneCounts.back() == kMaxLanes);
+
+constexpr int kStateBytes = 4;
+constexpr int kMaxSizeBytes = 5;    // of the escape section's length
+constexpr int kMaxEscapeBytes = 3;  // 2 * (32767 + 32768) + 1 < 2^21
+
+// A state must be below count << kEncodeShift before its symbol is encoded, to stay below 2^32
+// after.
+constexpr int kEncodeShift = 32 - kPrecision;
+static_assert((kLowerBound >> kPrecision) << kWordBits == 1u << kEncodeShift,
+              "one word at most leaves or enters a state per symbol");
+
+// x / count == x * kReciprocal[count] >> kReciprocalBits for every x < count << kEncodeShift:
+// with r = ceil(2^44 / count) the error x * (r * count - 2^44) is below count^2 * 2^20 <= 2^44, and
+// the product stays below 2^64. One shift for all counts keeps the loop free of a second table.
+constexpr int kReciprocalBits = 2 * kPrecision + kEncodeShift;
+static_assert(kReciprocalBits + kEncodeShift == 64);
+
+std::array<uint64_t, kTotal> make_reciprocals() {
+  std::array<uint64_t, kTotal> reciprocals{};
+  for (uint64_t count = 1; count < kTotal; ++count) {
+    reciprocals[count] = ((uint64_t{1} << kReciprocalBits) + count - 1) / count;
+  }
+  return reciprocals;
+}
+
+uint32_t load_u16(const uint8_t* bytes) { return bytes[0] | uint32_t{bytes[1]} << 8; }
+uint32_t load_u32(const uint8_t* bytes) { return load_u16(bytes) | load_u16(bytes + 2) << 16; }
+
+void store_u16(uint32_t value, uint8_t* bytes) {
+  bytes[0] = static_cast<uint8_t>(value);
+  bytes[1] = static_cast<uint8_t>(value >> 8);
+}
+void store_u32(uint32_t value, uint8_t* bytes) {
+  store_u16(value, bytes);
+  store_u16(value >> 16, bytes + 2);
+}
+
+void check_skip_below(int64_t skip_below, const Tables& tables) {
+  if (skip_below < 0 || skip_below > tables.size()) {
+    throw std::invalid_argument("skip_below must be 0 .. " + std::to_string(tables.size()) +
+                                " (the number of tables), got " + std::to_string(skip_below));
+  }
+}
+
+[[noreturn]] void fail_index(int64_t index, int64_t position, const Tables& tables) {
+  throw std::invalid_argument("indexes must be below " + std::to_string(tables.size()) +
+                              " (the number of tables), got " + std::to_string(index) +
+                              " at position " + std::to_string(position));
+}
+
+// The distance of a value outside the support, with its side in the lowest bit.
+uint32_t fold_escape(int32_t value, const Table& table) {
+  const int32_t last = table.offset + table.num_values - 1;
+  return value > last ? 2u * static_cast<uint32_t>(value - last - 1)
+                      : 2u * static_cast<uint32_t>(table.offset - 1 - value) + 1u;
+}
+
+}  // namespace
+
+template <typename Index>
+void Encoder::push(const int16_t* symbols, const Index* indexes, int64_t count,
+                   const Tables& tables, int64_t skip_below) {
+  check_skip_below(skip_below, tables);
+  const size_t old_size = intervals_.size();
+  const size_t old_escapes = escapes_.size();
+  intervals_.resize(old_size + static_cast<size_t>(count));
+  Interval* out = intervals_.data() + old_size;
+  uint64_t cost = 0;
+  try {
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t index = indexes[i];
+      const int32_t value = symbols[i];
+      if (index < skip_below) {
+        if (value != 0) {
+          throw std::invalid_argument("symbols must be 0 where indexes < skip_below, got " +
+                                      std::to_string(value) + " at position " + std::to_string(i));
+        }
+        continue;
+      }
+      if (index >= tables.size()) fail_index(index, i, tables);
+      const Table& table = tables.table(index);
+      // One unsigned comparison finds values on both sides of the support.
+      uint32_t slot = static_cast<uint32_t>(value - table.offset);
+      if (slot >= static_cast<uint32_t>(table.num_values)) {
+        slot = static_cast<uint32_t>(table.num_values);
+        append_varint(fold_escape(value, table), escapes_);
+      }
+      const EncodeEntry& entry = tables.encode_entries(table)[slot];
+      *out++ = {entry.start, entry.count};
+      cost += entry.cost;
+    }
+  } catch (...) {
+    intervals_.resize(old_size);
+    escapes_.resize(old_escapes);
+    throw;
+  }
+  intervals_.resize(static_cast<size_t>(out - intervals_.data()));
+  group_ends_.push_back(intervals_.size());
+  cost_ += cost;
+}
+
+template void Encoder::push(const int16_t*, const uint8_t*, int64_t, const Tables&, int64_t);
+template void Encoder::push(const int16_t*, const uint16_t*, int64_t, const Tables&, int64_t);
+
+double Encoder::estimated_bits() const {
+  return static_cast<double>(cost_) / (1 << kCostBits) + 8.0 * static_cast<double>(escapes_.size());
+}
+
+// The flush of a lane is kStateBytes. Integers throughout: the choice is part of the bytes.
+int Encoder::choose_lanes() const {
+  const uint64_t payload = cost_ + (uint64_t{8} * escapes_.size() << kCostBits);
+  int chosen = kLaneCounts.front();
+  for (const int lanes : kLaneCounts) {
+    const uint64_t flush = uint64_t{8} * kStateBytes * static_cast<uint64_t>(lanes) << kCostBits;
+    if (flush * 10000 <= payload * 75) chosen = lanes;  // 0.75 %
+  }
+  return chosen;
+}
+
+std::vector<uint8_t> Encoder::finish(int lanes) const {
+  static const std::array<uint64_t, kTotal> reciprocals = make_reciprocals();
+  if (lanes == 0) lanes = choose_lanes();
+  const auto lane_code = std::find(kLaneCounts.begin(), kLaneCounts.end(), lanes);
+  if (lane_code == kLaneCounts.end()) {
+    throw std::invalid_argument("lanes must be 0 (chosen), 1, 4, 8, 16 or 32, got " +
+                                std::to_string(lanes));
+  }
+  std::vector<uint8_t> header = {static_cast<uint8_t>(lane_code - kLaneCounts.begin())};
+  append_varint(escapes_.size(), header);
+
+  const size_t state_bytes = static_cast<size_t>(lanes) * kStateBytes;
+  std::vector<uint8_t> buffer(header.size() + state_bytes + 2 * intervals_.size() +
+                              escapes_.size());
+  uint8_t* cursor = buffer.data() + buffer.size();
+  cursor -= escapes_.size();
+  std::copy(escapes_.begin(), escapes_.end(), cursor);
+
+  std::array<uint32_t, kMaxLanes> states;
+  states.fill(kLowerBound);
+  const size_t lane_mask = static_cast<size_t>(lanes) - 1;
+  for (size_t group = group_ends_.size(); group-- > 0;) {
+    const size_t begin = group == 0 ? 0 : group_ends_[group - 1];
+    for (size_t i = group_ends_[group]; i-- > begin;) {
+      const uint32_t start = intervals_[i].start;
+      const uint32_t count = intervals_[i].count;
+      uint32_t& state = states[(i - begin) & lane_mask];
+      uint32_t x = state;
+      if (x >= count << kEncodeShift) {
+        cursor -= 2;
+        store_u16(x, cursor);
+        x >>= kWordBits;
+      }
+      const uint32_t quotient = static_cast<uint32_t>(x * reciprocals[count] >> kReciprocalBits);
+      state = (quotient << kPrecision) + (x - quotient * count) + start;
+    }
+  }
+
+  cursor -= state_bytes;
+  for (int lane = 0; lane < lanes; ++lane) store_u32(states[lane], cursor + kStateBytes * lane);
+  cursor -= header.size();
+  std::copy(header.begin(), header.end(), cursor);
+  buffer.erase(buffer.begin(), buffer.begin() + (cursor - buffer.data()));
+  return buffer;
+}
+
+Decoder::Decoder(const uint8_t* data, size_t size) : end_(data + size) {
+  if (size == 0) throw StreamError("empty");
+  const uint8_t* cursor = data;
+  const uint8_t lane_code = *cursor++;
+  if (lane_code >= kLaneCounts.size()) {
+    throw StreamError("the lane code must be 0 .. 4, got " + std::to_string(lane_code));
+  }
+  lanes_ = kLaneCounts[lane_code];
+  const uint64_t escape_bytes = read_varint(cursor, end_, kMaxSizeBytes, "the escape length");
+  const uint64_t state_bytes = static_cast<uint64_t>(lanes_) * kStateBytes;
+  const uint64_t remaining = static_cast<uint64_t>(end_ - cursor);
+  if (remaining < state_bytes + escape_bytes) {
+    throw StreamError("must hold " + std::to_string(state_bytes) + " bytes of states and " +
+                      std::to_string(escape_bytes) + " of escapes, got " +
+                      std::to_string(remaining));
+  }
+  if ((remaining - state_bytes - escape_bytes) % 2 != 0) {
+    throw StreamError("the section of 16-bit words has an odd number of bytes");
+  }
+  for (int lane = 0; lane < lanes_; ++lane) {
+    states_[lane] = load_u32(cursor);
+    if (states_[lane] < kLowerBound) {
+      throw StreamError("states must be at least 65536, got " + std::to_string(states_[lane]) +
+                        " in lane " + std::to_string(lane));
+    }
+    cursor += kStateBytes;
+  }
+  word_ = cursor;
+  words_end_ = end_ - escape_bytes;
+  escape_ = words_end_;
+}
+
+void Decoder::require_ready() const {
+  if (status_ == Status::kFailed) {
+    throw StreamError("the decoder is unusable after an earlier error");
+  }
+  if (status_ == Status::kFinished) throw StreamError("the decoder has been finished");
+}
+
+int16_t Decoder::read_escape(const Table& table) {
+  const uint64_t folded = read_varint(escape_, end_, kMaxEscapeBytes, "an escaped value");
+  const int32_t distance = static_cast<int32_t>(folded >> 1);
+  const int32_t value =
+      (folded & 1) != 0 ? table.offset - 1 - distance : table.offset + table.num_values + distance;
+  if (value < std::numeric_limits<int16_t>::min() || value > std::numeric_limits<int16_t>::max()) {
+    throw StreamError("an escaped value must lie in int16, got " + std::to_string(value));
+  }
+  return static_cast<int16_t>(value);
+}
+
+template <typename Index>
+void Decoder::pop(const Index* indexes, int64_t count, const Tables& tables, int64_t skip_below,
+                  int16_t* symbols) {
+  require_ready();
+  status_ = Status::kFailed;  // until the end is reached
+  check_skip_below(skip_below, tables);
+  const uint32_t lane_mask = static_cast<uint32_t>(lanes_) - 1;
+  uint32_t lane = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t index = indexes[i];
+    if (index < skip_below) {
+      symbols[i] = 0;
+      continue;
+    }
+    if (index >= tables.size()) fail_index(index, i, tables);
+    uint32_t x = states_[lane];
+    const uint32_t point = x & (kTotal - 1);
+    const uint32_t entry = tables.decode_entries(index)[point];
+    // Stays within [16, 2^32): the state was at least kLowerBound, and counts are below kTotal.
+    x = entry_count(entry) * (x >> kPrecision) + entry_distance(entry);
+    if (x < kLowerBound) {
+      if (word_ == words_end_) throw StreamError("ends before its last symbol");
+      x = x << kWordBits | load_u16(word_);
+      word_ += 2;
+    }
+    states_[lane] = x;
+    lane = (lane + 1) & lane_mask;
+
+    const Table& table = tables.table(index);
+    if (entry_code(entry) != kFarCode) {
+      symbols[i] = static_cast<int16_t>(table.near_base + static_cast<int32_t>(entry_code(entry)));
+      continue;
+    }
+    const int32_t slot = tables.find_slot(table, point);
+    symbols[i] =
+        slot == table.num_values ? read_escape(table) : static_cast<int16_t>(table.offset + slot);
+  }
+  status_ = Status::kReady;
+}
+
+template void Decoder::pop(const uint8_t*, int64_t, const Tables&, int64_t, int16_t*);
+template void Decoder::pop(const uint16_t*, int64_t, const Tables&, int64_t, int16_t*);
+
+void Decoder::finish() {
+  require_ready();
+  status_ = Status::kFailed;
+  if (word_ != words_end_) {
+    throw StreamError(std::to_string(words_end_ - word_) + " bytes of words are left over");
+  }
+  if (escape_ != end_) {
+    throw StreamError(std::to_string(end_ - escape_) + " bytes of escapes are left over");
+  }
+  for (int lane = 0; lane < lanes_; ++lane) {
+    if (states_[lane] != kLowerBound) {
+      throw StreamError("every state must end at 65536, got " + std::to_string(states_[lane]) +
+                        " in lane " + std::to_string(lane));
+    }
+  }
+  status_ = Status::kFinished;
+}
+
+}  // namespace groupedmixer::entropy

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: MIT
+//
+// READ ME FIRST
+//   - Symbols are encoded last-first and the buffer fills from its end, so nothing is written
+//   before
+//     finish(). The decoder runs forwards. docs/bitstream.md specifies the bytes.
+//   - Symbols come in groups, one push() or pop() each. Lanes live through all groups, but every
+//   group
+//     starts at lane 0; the i-th coded symbol of a group belongs to lane i mod L.
+//   - Symbols whose table index is below `skip_below` code nothing and are 0.
+//   - The two classes are not thread-safe. They read no memory outside the arrays they are given,
+//     whatever the stream says.
+
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "entropy/tables.h"
+
+namespace groupedmixer::entropy {
+
+constexpr int kMaxLanes = 32;
+
+// Of a stream's coder states; an encoder starts at it, so a decoder has to end there.
+constexpr uint32_t kLowerBound = 1u << 16;
+
+class Encoder {
+ public:
+  // Adds a group. `Index` is uint8_t or uint16_t. Throws std::invalid_argument, and is then
+  // unchanged.
+  template <typename Index>
+  void push(const int16_t* symbols,  // [count]
+            const Index* indexes,    // [count]
+            int64_t count, const Tables& tables, int64_t skip_below);
+
+  // The stream of all groups so far. `lanes` is 1, 4, 8, 16, 32 or 0 (chosen from the size).
+  std::vector<uint8_t> finish(int lanes) const;
+
+  // Size of the coded symbols and escapes, without header and states.
+  double estimated_bits() const;
+
+ private:
+  struct Interval {
+    uint16_t start;
+    uint16_t count;
+  };
+
+  int choose_lanes() const;
+
+  std::vector<Interval> intervals_;  // of all coded symbols, in coding order
+  std::vector<size_t> group_ends_;   // in intervals_
+  std::vector<uint8_t> escapes_;
+  uint64_t cost_ = 0;  // of intervals_, in units of 2^-kCostBits bits
+};
+
+class Decoder {
+ public:
+  // Does not copy: `data` has to outlive the decoder. Throws StreamError.
+  Decoder(const uint8_t* data,  // [size]
+          size_t size);
+
+  int lanes() const { return lanes_; }
+
+  // Decodes a group. Throws StreamError or std::invalid_argument; the decoder is unusable
+  // afterwards.
+  template <typename Index>
+  void pop(const Index* indexes,  // [count]
+           int64_t count, const Tables& tables, int64_t skip_below,
+           int16_t* symbols);  // [count]
+
+  // Checks that the stream ends here: all bytes read, all states back at their start.
+  void finish();
+
+ private:
+  enum class Status { kReady, kFailed, kFinished };
+
+  void require_ready() const;
+  int16_t read_escape(const Table& table);
+
+  int lanes_ = 0;
+  Status status_ = Status::kReady;
+  std::array<uint32_t, kMaxLanes> states_{};
+  const uint8_t* word_ = nullptr;  // next 16-bit word; the words end where the escapes start
+  const uint8_t* words_end_ = nullptr;
+  const uint8_t* escape_ = nullptr;  // next escape
+  const uint8_t* end_ = nullptr;
+};
+
+}  // namespace groupedmixer::entropy

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: MIT
+//
+// One element a thread. Bits must equal those of symbols_isa.cpp: single IEEE operations in the
+// same order, no contraction (--fmad=false and explicit intrinsics).
+
+#include "common/cuda_launch.h"
+#include "entropy/symbols.h"
+
+namespace groupedmixer::entropy {
+namespace {
+
+constexpr int kThreads = 256;
+
+__device__ int64_t first_element() {
+  return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+}
+__device__ int64_t element_stride() { return static_cast<int64_t>(gridDim.x) * blockDim.x; }
+
+__device__ uint32_t bit_if_non_finite(float x, uint32_t bit) {
+  constexpr uint32_t kExponent = 0x7f800000u;
+  return (__float_as_uint(x) & kExponent) == kExponent ? bit : 0u;
+}
+
+__device__ int count_thresholds(float raw_scale,
+                                const float* thresholds,  // [num_thresholds]
+                                int64_t num_thresholds) {
+  int below = 0;
+  for (int64_t t = 0; t < num_thresholds; ++t) below += thresholds[t] < raw_scale ? 1 : 0;
+  return below;
+}
+
+__device__ int round_symbol(float x) {
+  x = x > -32768.0f ? x : -32768.0f;
+  x = x < 32767.0f ? x : 32767.0f;
+  return __float2int_rn(x);
+}
+
+__global__ void quantize_group_kernel(QuantizeGroupParams p,
+                                      uint32_t* non_finite) {  // [1], bits are added
+  uint32_t bad = 0;
+  for (int64_t i = first_element(); i < p.count; i += element_stride()) {
+    const float y = p.y[i];
+    const float mean = p.mean[i];
+    const float raw_scale = p.raw_scale[i];
+    bad |= bit_if_non_finite(y, kNonFiniteY) | bit_if_non_finite(mean, kNonFiniteMean) |
+           bit_if_non_finite(raw_scale, kNonFiniteRawScale);
+    const int index = count_thresholds(raw_scale, p.thresholds, p.num_thresholds);
+    const int symbol = index < p.skip_below ? 0 : round_symbol(__fsub_rn(y, mean));
+    p.indexes[i] = static_cast<uint8_t>(index);
+    p.symbols[i] = static_cast<int16_t>(symbol);
+    p.y_hat[i] = __fadd_rn(__int2float_rn(symbol), mean);
+  }
+  if (bad != 0) atomicOr(non_finite, bad);  // a set of bits: the order of threads cannot show
+}
+
+__global__ void scale_indexes_kernel(ScaleIndexesParams p,
+                                     uint32_t* non_finite) {  // [1], bits are added
+  uint32_t bad = 0;
+  for (int64_t i = first_element(); i < p.count; i += element_stride()) {
+    const float raw_scale = p.raw_scale[i];
+    bad |= bit_if_non_finite(p.mean[i], kNonFiniteMean) |
+           bit_if_non_finite(raw_scale, kNonFiniteRawScale);
+    p.indexes[i] =
+        static_cast<uint8_t>(count_thresholds(raw_scale, p.thresholds, p.num_thresholds));
+  }
+  if (bad != 0) atomicOr(non_finite, bad);
+}
+
+__global__ void dequantize_group_kernel(DequantizeGroupParams p) {
+  for (int64_t i = first_element(); i < p.count; i += element_stride()) {
+    p.y_hat[i] = __fadd_rn(__int2float_rn(p.symbols[i]), p.mean[i]);
+  }
+}
+
+}  // namespace
+
+void launch_quantize_group(const QuantizeGroupParams& params, uint32_t* non_finite, void* stream) {
+  if (params.count == 0) return;
+  quantize_group_kernel<<<grid_size(params.count, kThreads), kThreads, 0,
+                          static_cast<cudaStream_t>(stream)>>>(params, non_finite);
+  check_cuda(cudaGetLastError(), "quantize_group_kernel");
+}
+
+void launch_scale_indexes(const ScaleIndexesParams& params, uint32_t* non_finite, void* stream) {
+  if (params.count == 0) return;
+  scale_indexes_kernel<<<grid_size(params.count, kThreads), kThreads, 0,
+                         static_cast<cudaStream_t>(stream)>>>(params, non_finite);
+  check_cuda(cudaGetLastError(), "scale_indexes_kernel");
+}
+
+void launch_dequantize_group(const DequantizeGroupParams& params, void* stream) {
+  if (params.count == 0) return;
+  dequantize_group_kernel<<<grid_size(params.count, kThreads), kThreads, 0,
+                            static_cast<cudaStream_t>(stream)>>>(params);
+  check_cuda(cudaGetLastError(), "dequantize_group_kernel");
+}
+
+}  // namespace groupedmixer::entropy

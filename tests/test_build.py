@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: MIT
+"""The decisions of setup.py and build_backend.py, without compiling anything."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"groupedmixer_{name}", ROOT / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+if not (ROOT / "setup.py").is_file():
+    pytest.skip("not in a source tree", allow_module_level=True)
+
+setup = load("setup")
+backend = load("build_backend")
+
+
+def make_script(path: Path, *lines: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(["#!/bin/sh", *lines, ""]))
+    path.chmod(0o755)
+    return path
+
+
+def make_toolkit(root: Path, version: str) -> Path:
+    make_script(
+        root / "bin" / "nvcc",
+        'case "$1" in',
+        f"--version) echo 'Cuda compilation tools, release {version}, V{version}.1';;",
+        f"--dryrun) echo '#$ _SPACE_= '; echo '#$ TOP={root}/bin/..' >&2;;",
+        "esac",
+    )
+    (root / "include").mkdir()
+    (root / "include" / "cuda_runtime.h").touch()
+    return root
+
+
+def find(environ: dict[str, str], tmp_path: Path) -> object:
+    path = environ.pop("PATH", "")
+    environ["PATH"] = f"{path}{os.pathsep}/usr/bin{os.pathsep}/bin" if path else str(tmp_path)
+    return setup.find_toolkit(environ, default_root=tmp_path / "default")
+
+
+def test_toolkit_behind_a_wrapper_script(tmp_path: Path) -> None:
+    real = make_toolkit(tmp_path / "opt" / "cuda-13.1", "13.1")
+    wrapper = make_script(tmp_path / "bin" / "nvcc", f'exec {real}/bin/nvcc "$@"')
+    found = find({"PATH": str(wrapper.parent)}, tmp_path)
+    assert found == setup.Toolkit(real.resolve(), "13.1")
+
+
+def test_toolkit_behind_a_link(tmp_path: Path) -> None:
+    real = make_toolkit(tmp_path / "opt" / "cuda", "12.9")
+    make_script(  # a compiler that does not say where it lives
+        real / "bin" / "nvcc", '[ "$1" = --version ] && echo "release 12.9, V12.9.1"'
+    )
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "nvcc").symlink_to(real / "bin" / "nvcc")
+    found = find({"PATH": str(tmp_path / "bin")}, tmp_path)
+    assert found == setup.Toolkit(real.resolve(), "12.9")
+
+
+def test_environment_variables_come_first_but_have_to_be_right(tmp_path: Path) -> None:
+    named = make_toolkit(tmp_path / "named", "12.8")
+    other = make_toolkit(tmp_path / "other", "12.9")
+    default = make_toolkit(tmp_path / "default", "13.0")
+    environ = {"CUDA_HOME": str(named), "CUDA_PATH": str(other)}
+    assert find(dict(environ), tmp_path) == setup.Toolkit(named.resolve(), "12.8")
+    environ["CUDA_HOME"] = str(tmp_path)  # a folder, but no toolkit
+    assert find(dict(environ), tmp_path) == setup.Toolkit(other.resolve(), "12.9")
+    assert find({}, tmp_path) == setup.Toolkit(default.resolve(), "13.0")
+
+
+def test_compiler_without_headers_is_no_toolkit(tmp_path: Path) -> None:
+    (make_toolkit(tmp_path / "named", "12.8") / "include" / "cuda_runtime.h").unlink()
+    assert find({"CUDA_HOME": str(tmp_path / "named")}, tmp_path) is None
+
+
+TOOLKIT = setup.Toolkit(Path("/cuda"), "13.0")
+
+
+@pytest.mark.parametrize(
+    ("setting", "torch_cuda", "toolkit", "built", "reason"),
+    [
+        ("auto", "13.2", TOOLKIT, True, "toolkit in /cuda"),
+        ("auto", "12.8", TOOLKIT, False, "CUDA 13.0 but torch is built for CUDA 12.8"),
+        ("auto", "13.2", None, False, "no CUDA toolkit found"),
+        ("auto", None, TOOLKIT, False, "torch is built without CUDA"),
+        ("0", "13.2", TOOLKIT, False, "GROUPEDMIXER_CUDA=0"),
+        ("1", "13.2", TOOLKIT, True, "toolkit in /cuda"),
+        ("1", None, TOOLKIT, True, "toolkit in /cuda"),
+    ],
+)
+def test_cuda_decisions(setting, torch_cuda, toolkit, built, reason) -> None:
+    decided, why = setup.decide_cuda(setting, torch_cuda, toolkit)
+    assert decided is built and reason in why
+
+
+@pytest.mark.parametrize(
+    ("setting", "torch_cuda", "toolkit", "message"),
+    [
+        ("yes", None, None, "must be auto, 0 or 1, got 'yes'"),
+        ("", None, None, "must be auto, 0 or 1, got ''"),
+        ("1", "13.2", None, "GROUPEDMIXER_CUDA=1, but no CUDA toolkit found"),
+        ("1", "12.8", TOOLKIT, "CUDA 13.0 but torch is built for CUDA 12.8; .* CUDA 12 toolkit"),
+    ],
+)
+def test_cuda_refusals(setting, torch_cuda, toolkit, message) -> None:
+    with pytest.raises(setup.BuildError, match=message):
+        setup.decide_cuda(setting, torch_cuda, toolkit)
+
+
+def test_rocm_is_not_cuda() -> None:
+    assert setup.decide_cuda("auto", None, TOOLKIT, is_rocm=True)[0] is False
+
+
+def test_variants_follow_the_machine() -> None:
+    assert [v.name for v in setup.isa_variants("x86_64")] == ["scalar", "avx2", "avx512"]
+    assert [v.name for v in setup.isa_variants("aarch64")] == ["scalar"]
+
+
+def test_jobs_leave_room_in_memory() -> None:
+    assert setup.job_count({"MAX_JOBS": "7"}, memory=1 << 30, cpus=2) == 7
+    assert setup.job_count({}, memory=64 << 30, cpus=4) == 4
+    assert setup.job_count({}, memory=9 << 30, cpus=64) == 2
+    assert setup.job_count({}, memory=1 << 30, cpus=64) == 1
+
+
+def test_every_source_is_compiled_in_one_way() -> None:
+    ops, with_cuda = setup.op_sources(False), setup.op_sources(True)
+    variants = setup.sources("*_isa.cpp")
+    assert not set(ops) & {*variants, *setup.RANS_SOURCES} and set(ops) < set(with_cuda)
+    assert {*with_cuda, *variants, *setup.RANS_SOURCES} == {*setup.sources("*.cpp", "*.cu")}
+    stems = [os.path.splitext(source)[0] for source in with_cuda]
+    assert len(stems) == len(set(stems)), "two sources of one folder share an object"
+
+
+def test_backend_asks_for_torch_only_where_it_is_missing(tmp_path: Path) -> None:
+    version = tmp_path / "torch" / "version.py"
+    version.parent.mkdir()
+    assert backend._torch_requirement([tmp_path]) == ["torch>=2.11"]
+    for text, expected in [
+        ("__version__ = '2.10.1+cpu'", ["torch>=2.11"]),
+        ("__version__ = '2.11.0'", []),
+        ("__version__ = '3.0.0.dev20270101'", []),
+        ("no version here", ["torch>=2.11"]),
+    ]:
+        version.write_text(text)
+        assert backend._torch_requirement([tmp_path / "nothing", tmp_path]) == expected
+
+
+def test_metadata_needs_no_torch() -> None:
+    program = (
+        "import sys, runpy; sys.modules['torch'] = None; sys.argv = ['setup.py', '--version']\n"
+        "runpy.run_path('setup.py', run_name='__main__')\n"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    from groupedmixer_ext import __version__
+
+    assert output.split()[-1] == __version__

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: MIT
+"""The operators against their twins in groupedmixer_ext.reference, on every instruction set."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from groupedmixer_ext import ops, reference
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> str:
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return str(request.param)
+
+
+def group(*shape: int, seed: int = 0, device: str = "cpu") -> tuple[Tensor, ...]:
+    """y, mean, raw_scale and thresholds, with the values where rounding goes wrong first."""
+    random = torch.Generator().manual_seed(seed)
+    mean = torch.randn(shape, generator=random) * 3
+    y = mean + torch.randn(shape, generator=random) * 20
+    thresholds = torch.sort(torch.rand(63, generator=random) * 8).values
+    raw_scale = torch.rand(shape, generator=random) * 9 - 0.5
+    flat_y, flat_mean, flat_raw = y.flatten(), mean.flatten(), raw_scale.flatten()
+    edges = [0.5, -0.5, 1.5, 2.5, -2.5, 32767.4, 32767.5, 1e30, -32768.5, -3e38, 0.49999997, 1e-40]
+    count = min(len(edges), flat_y.numel())
+    flat_y[:count] = torch.tensor(edges[:count])
+    flat_mean[:count] = torch.tensor([0.0, -0.0] * 6)[:count]
+    flat_raw[-1:] = thresholds[5]  # "strictly below" does not count an equal one
+    if count == len(edges):
+        flat_mean[count - 1] = -1e-41  # denormal
+    tensors = (flat_y.view(shape), flat_mean.view(shape), flat_raw.view(shape), thresholds)
+    return tuple(tensor.to(device) for tensor in tensors)
+
+
+def assert_same(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
+    for a, b in zip(actual, expected, strict=True):
+        assert a.dtype == b.dtype and a.shape == b.shape and a.is_contiguous()
+        assert torch.equal(a, b)
+        if a.dtype == torch.float32:  # torch.equal takes -0 for 0
+            assert torch.equal(a.view(torch.int32), b.view(torch.int32))
+
+
+def check_all(device: str) -> None:
+    for seed, shape in enumerate([(), (0,), (1,), (15,), (64,), (65,), (3, 5, 77), (4096,)]):
+        y, mean, raw_scale, thresholds = group(*shape, seed=seed, device=device)
+        for skip_below in (0, 7, 64):
+            expected = reference.quantize_group(y, mean, raw_scale, thresholds, skip_below)
+            actual = ops.quantize_group(y, mean, raw_scale, thresholds, skip_below)
+            assert_same(actual, expected)
+        symbols, indexes, y_hat = actual
+        assert_same((ops.scale_indexes(raw_scale, mean, thresholds),), (indexes,))
+        assert_same((ops.dequantize_group(symbols, mean),), (y_hat,))
+
+
+def test_ops_equal_the_reference(device: str) -> None:
+    check_all(device)
+
+
+@pytest.mark.parametrize("isa", ops.ISAS)
+def test_every_variant_equals_the_reference(isa: str) -> None:
+    if not ops.isa_available(isa):
+        pytest.skip(f"this machine has no {isa}")
+    program = "import test_ops as t; t.check_all('cpu'); print(t.ops.active_isa())"
+    assert run(program, isa).stdout.split()[-1] == isa
+
+
+@pytest.mark.parametrize(
+    ("isa", "message"),
+    [
+        ("sse9", "must be scalar, avx2 or avx512, got 'sse9'"),
+        ("", "must be scalar, avx2 or avx512"),
+    ],
+)
+def test_unknown_variant_is_an_error(isa: str, message: str) -> None:
+    result = run("import groupedmixer_ext.ops as o; o.active_isa()", isa, check=False)
+    assert result.returncode != 0 and message in result.stderr
+
+
+def run(program: str, isa: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "GROUPEDMIXER_ISA": isa},
+        cwd=os.path.dirname(__file__),
+        capture_output=True,
+        text=True,
+        check=check,
+    )
+
+
+def test_flush_denormal_does_not_matter() -> None:
+    y, mean, raw_scale, thresholds = group(100)
+    expected = ops.quantize_group(y, mean, raw_scale, thresholds, 0)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this machine cannot flush denormals")
+    try:
+        actual = ops.quantize_group(y, mean, raw_scale, thresholds, 0)
+        tiny = torch.tensor([1e-40]) * 1  # the caller's mode is back
+    finally:
+        torch.set_flush_denormal(False)
+    assert_same(actual, expected)
+    assert tiny.item() == 0
+
+
+@pytest.mark.parametrize("position", [0, 63, 64, 99])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", ["y", "mean", "raw_scale"])
+def test_numbers_that_are_not_finite(device: str, name: str, bad: float, position: int) -> None:
+    y, mean, raw_scale, thresholds = group(100, device=device)
+    {"y": y, "mean": mean, "raw_scale": raw_scale}[name][position] = bad
+    message = f"^{name} must be finite, got infinity or NaN"
+    for module in (ops, reference):
+        with pytest.raises(RuntimeError, match=message):
+            module.quantize_group(y, mean, raw_scale, thresholds, 0)
+        if name != "y":
+            with pytest.raises(RuntimeError, match=message):
+                module.scale_indexes(raw_scale, mean, thresholds)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: {"y": a["y"].double()}, "y must be float32, got float64"),
+        (lambda a: {"y": a["y"].t()}, r"y must be contiguous, got shape \[5, 4\]"),
+        (lambda a: {"mean": a["mean"][0]}, r"mean must have the shape of y, \[4, 5\], got \[5\]"),
+        (lambda a: {"raw_scale": a["raw_scale"].half()}, "raw_scale must be float32, got float16"),
+        (lambda a: {"thresholds": torch.zeros(256)}, r"T <= 255, got \[256\]"),
+        (lambda a: {"thresholds": torch.zeros(1, 1)}, r"must be \[T\] .* got \[1, 1\]"),
+        (lambda a: {"skip_below": 65}, "skip_below must be 0 .. 64 .* got 65"),
+        (lambda a: {"skip_below": -1}, "skip_below must be 0 .. 64 .* got -1"),
+    ],
+)
+def test_quantize_group_argument_errors(change: Callable, message: str) -> None:
+    names = ("y", "mean", "raw_scale", "thresholds")
+    arguments = {**dict(zip(names, group(4, 5), strict=True)), "skip_below": 0}
+    with pytest.raises(RuntimeError, match=message):
+        ops.quantize_group(**{**arguments, **change(arguments)})
+
+
+def test_dequantize_group_argument_errors() -> None:
+    with pytest.raises(RuntimeError, match="symbols must be int16, got int32"):
+        ops.dequantize_group(torch.zeros(3, dtype=torch.int32), torch.zeros(3))
+    with pytest.raises(RuntimeError, match=r"mean must have the shape of symbols, \[3\], got \[\]"):
+        ops.dequantize_group(torch.zeros(3, dtype=torch.int16), torch.zeros(()))
+
+
+def test_without_thresholds_there_is_one_table() -> None:
+    y, mean, raw_scale, _ = group(20)
+    _, indexes, _ = ops.quantize_group(y, mean, raw_scale, torch.zeros(0), 0)
+    assert not indexes.any()
+
+
+def test_opcheck(device: str) -> None:
+    y, mean, raw_scale, thresholds = group(6, 7, device=device)
+    symbols = torch.zeros(6, 7, dtype=torch.int16, device=device)
+    registered = torch.ops.groupedmixer
+    torch.library.opcheck(registered.quantize_group, (y, mean, raw_scale, thresholds, 3))
+    torch.library.opcheck(registered.scale_indexes, (raw_scale, mean, thresholds))
+    torch.library.opcheck(registered.dequantize_group, (symbols, mean))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_kernels_run_on_the_current_stream() -> None:
+    y, mean, _, _ = group(1 << 20, device="cuda")
+    expected = reference.dequantize_group(torch.ones_like(y, dtype=torch.int16), mean)
+    stream = torch.cuda.Stream()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(100_000_000)  # on the null stream the operator would overtake this
+        symbols = torch.ones_like(y, dtype=torch.int16)
+        actual = ops.dequantize_group(symbols, mean)
+    torch.cuda.synchronize()
+    assert_same((actual,), (expected,))
+
+
+def test_info_names_what_runs() -> None:
+    output = subprocess.run(
+        [sys.executable, "-m", "groupedmixer_ext.info"], capture_output=True, text=True, check=True
+    ).stdout
+    assert f"variant chosen      {ops.active_isa()}" in output
+    assert torch.__version__ in output
