@@ -122,20 +122,21 @@ def _by_size(
 def _check(codec: Codec, name: str, picture: Picture, quality: float) -> dict[str, float]:
     """Codes, decodes, compares; returns sizes and rates. Exits if the round trip fails."""
     data = codec.compress(picture, quality)
-    # Decoding compares the latent's checksum with the encoder's and raises if they differ.
     decoded = codec.decompress(data)
     if decoded.size != (picture.width, picture.height):
         sys.exit(f"{name}: round trip failed, {decoded.size} came back")
     error = (np.asarray(decoded.convert("RGB"), np.float64) - picture.rgb) ** 2
-    counts = codec.symbol_counts(picture, quality)
-    streams = sum(len(tile.stream) for tile in container.parse(data).tiles)
+    coded = codec.encode_latent(picture, quality)
+    file = container.parse(data)
+    if not torch.equal(codec.decode_latent(file).y_hat, coded.y_hat):
+        sys.exit(f"{name}: the decoded latent is not the encoder's")
     return {
         "bytes": len(data),
         "bpp": 8 * len(data) / (picture.width * picture.height),
         "psnr": float(10 * np.log10(255**2 / error.mean())),
-        "bits_per_symbol": 8 * streams / counts.total,
-        "skip_rate": counts.skipped / counts.total,
-        "escape_rate": counts.escaped / counts.total,
+        "bits_per_symbol": 8 * sum(map(len, coded.streams)) / coded.num_symbols,
+        "skip_rate": 1 - coded.num_coded / coded.num_symbols,
+        "escape_rate": coded.num_escaped / coded.num_symbols,
     }
 
 

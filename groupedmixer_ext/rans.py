@@ -150,6 +150,16 @@ class Encoder:
         """The size of the symbols pushed so far, without header and coder states."""
         return self._native.estimated_bits
 
+    @property
+    def num_coded(self) -> int:
+        """How many of the symbols pushed so far were not skipped."""
+        return self._native.num_coded
+
+    @property
+    def num_escaped(self) -> int:
+        """How many of the symbols pushed so far went through the escape."""
+        return self._native.num_escaped
+
 
 class Decoder:
     """Reads a stream group by group.

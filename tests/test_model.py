@@ -232,9 +232,9 @@ def test_latent_codec_in_another_codec() -> None:
 
 @pytest.mark.parametrize("quality", [-0.1, 7.5, math.nan])
 def test_quality_out_of_range(tiny_model: GroupedMixer, quality: float) -> None:
-    with pytest.raises(ValueError, match="quality must lie in 0..7"):
+    with pytest.raises(ValueError, match="quality must be in 0..7"):
         tiny_model(torch.rand(1, 3, 32, 32), quality)
-    with pytest.raises(ValueError, match="quality must lie in 0..7"):
+    with pytest.raises(ValueError, match="quality must be in 0..7"):
         tiny_model.compress(torch.rand(1, 3, 32, 32), quality)
 
 

@@ -138,6 +138,7 @@ def test_size_is_near_the_estimate_and_the_estimate_near_the_entropy() -> None:
     encoder.push(symbols, zeros(symbols.size), EXAMPLE)
     exact = sum((symbols == v).sum() * bits for v, bits in ((-1, 2), (0, 1), (1, 3)))
     assert encoder.estimated_bits == exact
+    assert (encoder.num_coded, encoder.num_escaped) == (100_000, 0)
     assert 0 <= len(encoder.finish(1)) * 8 - exact < 80
 
 

@@ -85,6 +85,7 @@ void Encoder::push(const int16_t* symbols, const Index* indexes, int64_t count,
   intervals_.resize(old_size + static_cast<size_t>(count));
   Interval* out = intervals_.data() + old_size;
   uint64_t cost = 0;
+  size_t escaped = 0;
   try {
     for (int64_t i = 0; i < count; ++i) {
       const int64_t index = indexes[i];
@@ -103,6 +104,7 @@ void Encoder::push(const int16_t* symbols, const Index* indexes, int64_t count,
       if (slot >= static_cast<uint32_t>(table.num_values)) {
         slot = static_cast<uint32_t>(table.num_values);
         append_varint(fold_escape(value, table), escapes_);
+        ++escaped;
       }
       const EncodeEntry& entry = tables.encode_entries(table)[slot];
       *out++ = {entry.start, entry.count};
@@ -115,6 +117,7 @@ void Encoder::push(const int16_t* symbols, const Index* indexes, int64_t count,
   }
   intervals_.resize(static_cast<size_t>(out - intervals_.data()));
   group_ends_.push_back(intervals_.size());
+  num_escaped_ += escaped;
   cost_ += cost;
 }
 

@@ -2,11 +2,9 @@
 //
 // READ ME FIRST
 //   - Symbols are encoded last-first and the buffer fills from its end, so nothing is written
-//   before
-//     finish(). The decoder runs forwards. docs/bitstream.md specifies the bytes.
+//     before finish(). The decoder runs forwards. docs/bitstream.md specifies the bytes.
 //   - Symbols come in groups, one push() or pop() each. Lanes live through all groups, but every
-//   group
-//     starts at lane 0; the i-th coded symbol of a group belongs to lane i mod L.
+//     group starts at lane 0; the i-th coded symbol of a group belongs to lane i mod L.
 //   - Symbols whose table index is below `skip_below` code nothing and are 0.
 //   - The two classes are not thread-safe. They read no memory outside the arrays they are given,
 //     whatever the stream says.
@@ -42,6 +40,10 @@ class Encoder {
   // Size of the coded symbols and escapes, without header and states.
   double estimated_bits() const;
 
+  // Symbols so far that were not skipped, and those of them that went through the escape.
+  size_t num_coded() const { return intervals_.size(); }
+  size_t num_escaped() const { return num_escaped_; }
+
  private:
   struct Interval {
     uint16_t start;
@@ -53,6 +55,7 @@ class Encoder {
   std::vector<Interval> intervals_;  // of all coded symbols, in coding order
   std::vector<size_t> group_ends_;   // in intervals_
   std::vector<uint8_t> escapes_;
+  size_t num_escaped_ = 0;
   uint64_t cost_ = 0;  // of intervals_, in units of 2^-kCostBits bits
 };
 

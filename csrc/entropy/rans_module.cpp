@@ -87,6 +87,16 @@ class PyEncoder {
     return encoder_.estimated_bits();
   }
 
+  size_t num_coded() {
+    const Lease lease(busy_);
+    return encoder_.num_coded();
+  }
+
+  size_t num_escaped() {
+    const Lease lease(busy_);
+    return encoder_.num_escaped();
+  }
+
  private:
   Encoder encoder_;
   std::atomic<bool> busy_{false};
@@ -146,7 +156,9 @@ PYBIND11_MODULE(_rans, m) {
       .def("push", &PyEncoder::push<uint16_t>, py::arg("symbols").noconvert(),
            py::arg("indexes").noconvert(), py::arg("tables"), py::arg("skip_below"))
       .def("finish", &PyEncoder::finish, py::arg("lanes"))
-      .def_property_readonly("estimated_bits", &PyEncoder::estimated_bits);
+      .def_property_readonly("estimated_bits", &PyEncoder::estimated_bits)
+      .def_property_readonly("num_coded", &PyEncoder::num_coded)
+      .def_property_readonly("num_escaped", &PyEncoder::num_escaped);
 
   py::class_<PyDecoder>(m, "Decoder")
       .def(py::init([](const py::bytes& data) {

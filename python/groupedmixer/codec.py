@@ -6,13 +6,18 @@ from __future__ import annotations
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from groupedmixer_ext.rans import RansError
 
 from . import container
-from .coding import ARITHMETIC_ID, SKIP_BELOW, TILE, quality_code
-from .container import ColourSpace, GmxFile, Header, Tile
+from .coding import (
+    ARITHMETIC_ID,
+    SKIP_BELOW,
+    TILE,
+    CodedLatent,
+    DecodedLatent,
+)
+from .container import QUALITY_STEPS, ColourSpace, GmxFile, Header, Tile, quality_field
 from .errors import (
     ArithmeticMismatchError,
     CorruptError,
@@ -91,17 +96,15 @@ class Codec:
         ValueError, TypeError
             If ``quality`` is out of range, or ``image`` is no image.
         """
-        code = quality_code(quality)
+        field = quality_field(quality)
         picture = as_picture(image)
-        with stages("transform"):
-            y = self._model.g_a(self._model.pad(self._samples(picture))).float().cpu()
-        coded = self._coder.encode(y, quality, SKIP_BELOW, TILE, stages)
+        coded = self.encode_latent(picture, quality, stages=stages)
         with stages("file"):
             header = Header(
                 weights_fingerprint=self.fingerprint,
                 weights_name=self.name,
                 arithmetic_id=ARITHMETIC_ID,
-                quality=code,
+                quality=field,
                 width=picture.width,
                 height=picture.height,
                 colour_space=ColourSpace.GREY if picture.grey else ColourSpace.SRGB,
@@ -111,6 +114,17 @@ class Codec:
             tiles = tuple(map(Tile, coded.streams, coded.checksums))
             alpha = None if picture.alpha is None else encode_alpha(picture.alpha)
             return container.write(GmxFile(header, tiles, alpha))
+
+    @torch.inference_mode()
+    def encode_latent(
+        self, picture: Picture, quality: float, *, stages: Stages = UNTIMED
+    ) -> CodedLatent:
+        """The coded latent of a picture: what `compress` puts into a file."""
+        with stages("transform"):
+            rgb = torch.from_numpy(picture.rgb).to(self.device)
+            x = rgb.permute(2, 0, 1)[None].float() / 255
+            y = self._model.g_a(self._model.pad(x)).float().cpu()
+        return self._coder.encode(y, quality, SKIP_BELOW, TILE, stages)
 
     @torch.inference_mode()
     def decompress(
@@ -145,9 +159,10 @@ class Codec:
             alpha = None
             if file.alpha is not None:
                 alpha = decode_alpha(file.alpha, file.header.width, file.header.height)
-        y_hat = self.decode_latent(file, stages=stages)
+        header = file.header
+        decoded = self.decode_latent(file, stages=stages)
         with stages("transform"):
-            header = file.header
+            y_hat = self._coder.unscale(decoded.y_hat, header.quality / QUALITY_STEPS)
             x_hat = self._model.g_s(y_hat.to(self.device))[0, :, : header.height, : header.width]
             if header.colour_space == ColourSpace.GREY:
                 x_hat = x_hat.mean(0, keepdim=True).expand(3, -1, -1)
@@ -156,10 +171,8 @@ class Codec:
         return to_pil(Picture(rgb, alpha, header.colour_space == ColourSpace.GREY))
 
     @torch.inference_mode()
-    def decode_latent(
-        self, file: GmxFile, *, stages: Stages = UNTIMED
-    ) -> Tensor:  # [1, M, H, W] float32, gains taken out
-        """The latent of a parsed file, for g_s. Raises as `decompress` does."""
+    def decode_latent(self, file: GmxFile, *, stages: Stages = UNTIMED) -> DecodedLatent:
+        """The latent of a parsed file, checksums compared. Raises as `decompress` does."""
         header = file.header
         if header.weights_fingerprint != self.fingerprint:
             raise WrongWeightsError(
@@ -172,12 +185,11 @@ class Codec:
             )
         grid = tile_grid(header.width, header.height, header.tile_latents, *self.config.patch)
         container.check_tiles(file, grid.count)
-        quality = header.quality / 256
         try:
             decoded = self._coder.decode(
                 [bytes(tile.stream) for tile in file.tiles],
                 (grid.height, grid.width),
-                quality,
+                header.quality / QUALITY_STEPS,
                 header.skip_below,
                 header.tile_latents,
                 stages,
@@ -195,8 +207,4 @@ class Codec:
                     f"tile {index} decodes to a latent with checksum {found:08x}, the file says "
                     f"{tile.latent_crc:08x}: this machine or PyTorch computes other bits"
                 )
-        return self._coder.unscale(decoded.y_hat, quality)
-
-    def _samples(self, picture: Picture) -> Tensor:  # [1, 3, H, W] in 0..1
-        rgb = torch.from_numpy(picture.rgb).to(self.device)
-        return rgb.permute(2, 0, 1)[None].float() / 255
+        return decoded

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from groupedmixer_ext import ops, rans
 
+from .container import QUALITY_STEPS, quality_field
 from .export import round_to_half
 from .mixer import ContextCache, GroupedMixerContext, Prediction, interpolate_levels
 from .stages import UNTIMED, Stages
@@ -31,7 +32,6 @@ __all__ = [
     "CodedLatent",
     "DecodedLatent",
     "LatentCoder",
-    "quality_code",
     "run_groups",
 ]
 
@@ -43,14 +43,6 @@ ARITHMETIC_ID = "torch-f32-v1"
 TILE = 64  # latents: 1024 pixels
 # Groups whose sigma is below that of this table (0.15) code nothing: P(symbol != 0) < 0.001 there.
 SKIP_BELOW = 3
-QUALITY_STEPS = 256  # the file stores quality in steps of 1/256
-
-
-def quality_code(quality: float) -> int:
-    """Quality as files store it: uint16 round(256 * quality). ValueError outside 0..7."""
-    if not 0 <= quality <= 7:
-        raise ValueError(f"quality must lie in 0..7, got {quality}")
-    return round(QUALITY_STEPS * quality)
 
 
 class CodedLatent(NamedTuple):
@@ -59,6 +51,9 @@ class CodedLatent(NamedTuple):
     streams: list[bytes]  # one a tile, in raster order; z is in the first
     checksums: list[int]  # CRC-32 of each tile's y_hat
     y_hat: Tensor  # [1, M, H, W] as the decoder will see it, gains still in
+    num_symbols: int  # of z and y
+    num_coded: int  # those that were not skipped
+    num_escaped: int  # those beyond their table
 
 
 class DecodedLatent(NamedTuple):
@@ -134,6 +129,7 @@ class LatentCoder:
 
         streams: list[bytes] = []
         checksums: list[int] = []
+        num_coded = num_escaped = 0
         y_hat = torch.empty_like(y)
         for rows, columns in tiles.slices():
             encoder = rans.Encoder()
@@ -169,8 +165,11 @@ class LatentCoder:
             with stages("rans"):
                 streams.append(encoder.finish())
             checksums.append(_checksum(tile_hat))
+            num_coded += encoder.num_coded
+            num_escaped += encoder.num_escaped
             y_hat[:, :, rows, columns] = grouping.merge(tile_hat[None])
-        return CodedLatent(streams, checksums, y_hat)
+        num_symbols = z_symbols.numel() + y.numel()
+        return CodedLatent(streams, checksums, y_hat, num_symbols, num_coded, num_escaped)
 
     @torch.inference_mode()
     def decode(
@@ -254,7 +253,7 @@ class LatentCoder:
 
 
 def _snap(quality: float) -> Tensor:  # [1]
-    return torch.tensor([quality_code(quality) / QUALITY_STEPS])
+    return torch.tensor([quality_field(quality) / QUALITY_STEPS])
 
 
 def _checksum(y_hat: Tensor) -> int:

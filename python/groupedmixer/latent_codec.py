@@ -153,7 +153,7 @@ class GroupedMixerLatentCodec(LatentCodec):
     def _levels(self, quality: Tensor | float, y: Tensor) -> Tensor:  # [B]
         level = torch.as_tensor(quality, dtype=torch.float32, device=y.device).expand(y.shape[0])
         if not bool(((level >= 0) & (level <= NUM_LEVELS - 1)).all()):
-            raise ValueError(f"quality must lie in 0..{NUM_LEVELS - 1}, got {quality}")
+            raise ValueError(f"quality must be in 0..{NUM_LEVELS - 1}, got {quality}")
         return level
 
     # ---- coding -----------------------------------------------------------------------------
