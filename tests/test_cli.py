@@ -28,7 +28,9 @@ class StoringCodec:
     """Keeps the samples as they are in the first tile's stream."""
 
     def compress(self, image: Picture, quality: float = 4.0) -> bytes:
-        header = Header(bytes(8), "rt-1", "torch-f32-v1", quality_field(quality), *size(image))
+        header = Header(
+            bytes(8), "rt-1", "arithmetic-1", quality_field(quality), *size(image)
+        )
         streams = [image.rgb.tobytes()]
         streams += [b""] * (tile_grid(*size(image), header.tile_latents, 2, 2).count - 1)
         alpha = None if image.alpha is None else encode_alpha(image.alpha)
@@ -410,7 +412,7 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[2] == "  picture     20 x 12, srgb, 8 bits, alpha"
     assert lines[3] == "  quality     4"
     assert lines[4] == "  weights     rt-1 (0000000000000000)"
-    assert lines[5] == "  arithmetic  torch-f32-v1"
+    assert lines[5] == "  arithmetic  arithmetic-1"
     assert lines[6] == "  coder       skip below 0, tiles 1 (up to 64 x 64 latents)"
     assert lines[7].startswith("  chunks      TILE 12, STRM 720, ALPH ")
 
@@ -430,7 +432,7 @@ def test_info_json(capsys: pytest.CaptureFixture[str]) -> None:
                 "bpp": 8 * length / 240,
                 "format_version": 0,
                 "weights": {"name": "rt-1", "fingerprint": "0000000000000000"},
-                "arithmetic": "torch-f32-v1",
+                "arithmetic": "arithmetic-1",
                 "quality": 4.0,
                 "width": 20,
                 "height": 12,

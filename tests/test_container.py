@@ -42,7 +42,7 @@ from groupedmixer.tiles import tile_grid
 HEADER = Header(
     weights_fingerprint=bytes(range(8)),
     weights_name="rt-1",
-    arithmetic_id="torch-f32-v1",
+    arithmetic_id="arithmetic-1",
     quality=1024,
     width=300,
     height=200,
@@ -125,7 +125,7 @@ def test_the_bytes_are_those_of_the_specification() -> None:
     body = (
         bytes(range(8))
         + b"\x04rt-1"
-        + b"\x0ctorch-f32-v1"
+        + b"\x0carithmetic-1"
         + struct.pack("<H", 1024)
         + struct.pack("<II", 300, 200)
         + bytes([0, 8, 3])

@@ -35,10 +35,14 @@ __all__ = [
     "run_groups",
 ]
 
-# Means and scales come from PyTorch's float32 kernels: repeatable on one machine, not yet promised
-# between machines. The decoder compares a checksum of the decoded latent, so a difference is an
-# error and never noise.
-ARITHMETIC_ID = "torch-f32-v1"
+# PyTorch adds up in an order that depends on the machine and the number of threads. So everything
+# between z and the symbols is computed in float64, and what a symbol can depend on is rounded to a
+# grid: two orders of summation differ by about 1e-14, so a number of theirs falls on different
+# sides of a rounding boundary about once in 1e10 times, and since decoded groups lie on the grid
+# too, differences do not add up over the steps. That is rare, not impossible: the decoder compares
+# a checksum of the decoded latent, and a difference is an error, never noise.
+ARITHMETIC_ID = "torch-f64-grid10-v1"
+_GRID = 2.0**10  # steps per unit; a mean off by 2^-11 costs no measurable rate
 
 TILE = 64  # latents: 1024 pixels
 # Groups whose sigma is below that of this table (0.15) code nothing: P(symbol != 0) < 0.001 there.
@@ -63,6 +67,11 @@ class DecodedLatent(NamedTuple):
     checksums: list[int]  # CRC-32 of each tile's y_hat
 
 
+def to_grid(x: Tensor) -> Tensor:
+    """Rounds to multiples of 2^-10, half to even."""
+    return (x * _GRID).round() / _GRID
+
+
 def run_groups(
     context: GroupedMixerContext,
     psi: Tensor,  # [G, h, w, d]
@@ -72,13 +81,13 @@ def run_groups(
     """The loop over groups, the only one there is: encoder, decoder and evaluation differ in
     ``code``, which turns a prediction into the decoded group."""
     groups, h, w, _ = psi.shape
-    cache = ContextCache(context.config, h, w, psi.device)
+    cache = ContextCache(context.config, h, w, psi.dtype, psi.device)
     decoded: list[Tensor] = []
     for step in range(groups):
         previous = decoded[-1] if decoded else None
-        prediction = context.append_step(step, previous, psi[step], level, cache)
-        y_hat = code(step, prediction)
-        decoded.append(context.correct_step(step, y_hat, prediction.features))
+        mean, raw_scale, features = context.append_step(step, previous, psi[step], level, cache)
+        y_hat = code(step, Prediction(to_grid(mean), to_grid(raw_scale), features)).to(psi.dtype)
+        decoded.append(to_grid(context.correct_step(step, y_hat, features)))
     return torch.stack(decoded)
 
 
@@ -97,7 +106,8 @@ class LatentCoder:
     def __init__(self, latent_codec: GroupedMixerLatentCodec) -> None:
         codec = copy.deepcopy(latent_codec).cpu().eval().requires_grad_(False)
         round_to_half(codec)
-        self._codec = codec
+        self._thresholds = codec.thresholds.clone()
+        self._codec = codec.double()
         self._medians = codec.entropy_bottleneck.quantiles[:, 0, 1]  # [N_z]
         self._y_tables = codec.y_tables.build()
         self._z_tables = codec.z_tables.build()
@@ -120,7 +130,7 @@ class LatentCoder:
         if not bool(y.isfinite().all()):
             raise ValueError("y must be finite, got NaN or infinity")
         level = _snap(quality)
-        y = y.cpu().float() * interpolate_levels(codec.gain, level)[:, :, None, None]
+        y = y.cpu().double() * interpolate_levels(codec.gain, level)[:, :, None, None]
         with stages("hyper"):
             z = codec.h_a(y)[0].permute(1, 2, 0) * interpolate_levels(codec.hyper_gain, level)
             z_symbols = (z - self._medians).round().clamp(-(2**15), 2**15 - 1).to(torch.int16)
@@ -130,7 +140,7 @@ class LatentCoder:
         streams: list[bytes] = []
         checksums: list[int] = []
         num_coded = num_escaped = 0
-        y_hat = torch.empty_like(y)
+        y_hat = torch.empty_like(y, dtype=torch.float32)
         for rows, columns in tiles.slices():
             encoder = rans.Encoder()
             if not streams:
@@ -140,7 +150,7 @@ class LatentCoder:
                         self._hyper_indexes(z_symbols.shape),
                         self._z_tables,
                     )
-            groups = grouping.split(y[:, :, rows, columns])[0]
+            groups = grouping.split(y[:, :, rows, columns].float())[0]
 
             def code(
                 step: int,
@@ -150,9 +160,9 @@ class LatentCoder:
             ) -> Tensor:
                 symbols, indexes, decoded = ops.quantize_group(
                     groups[step].contiguous(),
-                    prediction.mean,
-                    prediction.raw_scale,
-                    codec.thresholds,
+                    prediction.mean.float(),
+                    prediction.raw_scale.float(),
+                    self._thresholds,
                     skip_below,
                 )
                 with stages("rans"):
@@ -161,7 +171,7 @@ class LatentCoder:
 
             psi = grouping.at_groups(psi_map[:, :, rows, columns])[0]
             with stages("entropy_model"):
-                tile_hat = run_groups(codec.context, psi, embedding, code)
+                tile_hat = run_groups(codec.context, psi, embedding, code).float()
             with stages("rans"):
                 streams.append(encoder.finish())
             checksums.append(_checksum(tile_hat))
@@ -211,14 +221,15 @@ class LatentCoder:
             decoder = rans.Decoder(stream) if checksums else first
 
             def code(step: int, prediction: Prediction, decoder: rans.Decoder = decoder) -> Tensor:
-                indexes = ops.scale_indexes(prediction.raw_scale, prediction.mean, codec.thresholds)
+                mean = prediction.mean.float()
+                indexes = ops.scale_indexes(prediction.raw_scale.float(), mean, self._thresholds)
                 with stages("rans"):
                     symbols = decoder.pop(indexes.numpy(), self._y_tables, skip_below)
-                return ops.dequantize_group(torch.from_numpy(symbols), prediction.mean)
+                return ops.dequantize_group(torch.from_numpy(symbols), mean)
 
             psi = grouping.at_groups(psi_map[:, :, rows, columns])[0]
             with stages("entropy_model"):
-                tile_hat = run_groups(codec.context, psi, embedding, code)
+                tile_hat = run_groups(codec.context, psi, embedding, code).float()
             decoder.finish()
             checksums.append(_checksum(tile_hat))
             y_hat[:, :, rows, columns] = grouping.merge(tile_hat[None])
@@ -229,11 +240,10 @@ class LatentCoder:
         self,
         y_hat: Tensor,  # [1, M, H, W], gains in
         quality: float,
-    ) -> Tensor:  # [1, M, H, W]
+    ) -> Tensor:  # [1, M, H, W] float32
         """Takes the gains out, for g_s."""
-        return (
-            y_hat * interpolate_levels(self._codec.inverse_gain, _snap(quality))[:, :, None, None]
-        )
+        gains = interpolate_levels(self._codec.inverse_gain, _snap(quality))
+        return (y_hat * gains[:, :, None, None]).float()
 
     def _hyper_indexes(self, shape: Sequence[int]) -> npt.NDArray[np.uint16]:  # [..., N_z]
         """z has one table a channel."""
@@ -245,9 +255,9 @@ class LatentCoder:
         z_symbols: Tensor,  # [H/4, W/4, N_z] int16
         level: Tensor,  # [1]
         size: tuple[int, int],
-    ) -> Tensor:  # [1, d, H, W]
+    ) -> Tensor:  # [1, d, H, W] float64
         gains = interpolate_levels(self._codec.hyper_inverse_gain, level)
-        z_hat = (z_symbols.float() + self._medians) * gains
+        z_hat = (z_symbols.double() + self._medians) * gains
         psi: Tensor = self._codec.h_s(z_hat.permute(2, 0, 1)[None].contiguous(), size)
         return psi
 

@@ -37,10 +37,12 @@ class ContextCache:
     """Keys and values of the decoded groups of one tile: the paper's context cache.
 
     Allocated once for all G steps, filled by `GroupedMixerContext.append_step`, never recomputed.
-    Holds ``keys``, ``values``: [L, h*w, heads, G, 32] float32.
+    Holds ``keys``, ``values``: [L, h*w, heads, G, 32].
     """
 
-    def __init__(self, config: Config, h: int, w: int, device: torch.device | None = None) -> None:
+    def __init__(
+        self, config: Config, h: int, w: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
         shape = (
             config.layers,
             h * w,
@@ -48,8 +50,8 @@ class ContextCache:
             config.num_groups,
             HEAD_DIM,
         )
-        self.keys = torch.empty(shape, device=device)
-        self.values = torch.empty(shape, device=device)
+        self.keys = torch.empty(shape, dtype=dtype, device=device)
+        self.values = torch.empty(shape, dtype=dtype, device=device)
         self.steps_done = 0
 
 
