@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 NATIVE := $(shell find csrc -type f) setup.py build_backend.py pyproject.toml
-CHECKED := groupedmixer_ext python/groupedmixer benchmarks tests setup.py build_backend.py
+CXX_FILES := $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .PHONY: demo test test-slow check format clean
 
@@ -27,11 +27,12 @@ check: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy groupedmixer_ext python/groupedmixer
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+	$(BIN)/clang-format -i $(CXX_FILES)
 
 # The native part is rebuilt when one of its sources is newer than the last installation.
 $(VENV)/.installed: $(NATIVE)

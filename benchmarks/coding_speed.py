@@ -64,6 +64,8 @@ def main() -> int:
             "threads": torch.get_num_threads(),
             **_mean(checks),
         }
+        if random_weights and not 0.5 <= common["bits_per_symbol"] <= 2:
+            sys.exit(f"the random weights are miscalibrated: {common['bits_per_symbol']:.2f} bits")
         _print(common, found)
         runs += [{**common, **measured} for measured in found]
     if args.json:

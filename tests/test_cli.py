@@ -28,9 +28,7 @@ class StoringCodec:
     """Keeps the samples as they are in the first tile's stream."""
 
     def compress(self, image: Picture, quality: float = 4.0) -> bytes:
-        header = Header(
-            bytes(8), "rt-1", "arithmetic-1", quality_field(quality), *size(image)
-        )
+        header = Header(bytes(8), "rt-1", "arithmetic-1", quality_field(quality), *size(image))
         streams = [image.rgb.tobytes()]
         streams += [b""] * (tile_grid(*size(image), header.tile_latents, 2, 2).count - 1)
         alpha = None if image.alpha is None else encode_alpha(image.alpha)
