@@ -25,10 +25,8 @@ def to_tensor(picture: Picture) -> Tensor:  # [1, 3, H, W] in 0..1
 
 def released_codec(config: str, device: str) -> Codec | None:
     """The newest bundled weights of a configuration, None if there are none."""
-    try:
-        return groupedmixer.load(config, device)
-    except ValueError:
-        return None
+    has_weights = any(name.startswith(f"{config}-") for name in groupedmixer.available())
+    return groupedmixer.load(config, device) if has_weights else None
 
 
 @torch.no_grad()
@@ -53,4 +51,4 @@ def calibrated_random_codec(config: str, picture: Picture, device: str) -> Codec
     head[:, :channels].normal_(0, 0.1 / head.shape[2] ** 0.5)
     bias[:, :channels] = (values.mean(1) * scale).reshape(-1, channels)
     bias[:, channels:] = math.log(_SIGMA)
-    return Codec(model, f"{config}-random", device)
+    return Codec(groupedmixer.export_weights(model, f"{config}-random"), device)

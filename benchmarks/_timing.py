@@ -42,20 +42,18 @@ def iqr(samples: list[float]) -> float:
     return third - first
 
 
-def reset_peak_memory() -> None:
-    """Starts a new measurement of peak memory, where the system can (Linux)."""
+def reset_peak_memory() -> bool:
+    """Starts a new measurement of peak memory; False where the system cannot (not Linux)."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
-        return
+        return False
+    return True
 
 
-def peak_memory_mib() -> float | None:
-    """Largest resident set since `reset_peak_memory`, whole process, MiB; None if unknown."""
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        return None
+def peak_memory_mib() -> float:
+    """Largest resident set since a `reset_peak_memory` that succeeded, whole process, MiB."""
+    status = Path("/proc/self/status").read_text()
     fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
     return int(fields["VmHWM"].split()[0]) / 1024
 

@@ -38,7 +38,7 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"}
 
 def main() -> int:
     args = _arguments()
-    if args.threads:
+    if args.threads is not None:
         torch.set_num_threads(args.threads)
     pictures = _pictures(args)
     codec = None if args.random else released_codec(args.config, args.device)
@@ -89,9 +89,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--random", action="store_true", help="random weights in any case")
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
-    for name in ("height", "width", "repeats"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
+    for name in ("height", "width", "repeats", "threads"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name} must be at least 1, got {value}")
+    if not 0 <= args.quality <= 7:
+        parser.error(f"--quality must be in 0..7, got {args.quality}")
+    if args.images is not None and not args.images.is_dir():
+        parser.error(f"--images must be a folder, got {args.images}")
     return args
 
 
@@ -130,13 +135,14 @@ def _check(codec: Codec, name: str, picture: Picture, quality: float) -> dict[st
     error = (np.asarray(decoded.convert("RGB"), np.float64) - picture.rgb) ** 2
     coded = codec.encode_latent(picture, quality)
     file = container.parse(data)
-    if not torch.equal(codec.decode_latent(file).y_hat, coded.y_hat):
+    if not torch.equal(codec.decode_latent(file), coded.y_hat):
         sys.exit(f"{name}: the decoded latent is not the encoder's")
     return {
         "bytes": len(data),
         "bpp": 8 * len(data) / (picture.width * picture.height),
-        "psnr": float(10 * np.log10(255**2 / error.mean())),
-        "bits_per_symbol": 8 * sum(map(len, coded.streams)) / coded.num_symbols,
+        # 0.01: an exact picture has no PSNR, and JSON has no infinity
+        "psnr": float(10 * np.log10(255**2 / max(error.mean(), 0.01))),
+        "bits_per_symbol": 8 * sum(len(tile.stream) for tile in coded.tiles) / coded.num_symbols,
         "skip_rate": 1 - coded.num_coded / coded.num_symbols,
         "escape_rate": coded.num_escaped / coded.num_symbols,
     }
@@ -154,7 +160,7 @@ def _time(
     found: list[dict[str, Any]] = []
     for direction, calls in work.items():
         calls[0](Stages())
-        reset_peak_memory()
+        measures_memory = reset_peak_memory()
         samples: dict[str, list[float]] = {stage: [] for stage in STAGES}
         for _ in range(repeats):
             for call in calls:
@@ -165,7 +171,7 @@ def _time(
                 for stage in STAGES:
                     samples[stage].append(1e3 * stages.seconds.get(stage, 0.0))
                 samples["total"][-1] = 1e3 * total
-        peak = peak_memory_mib()
+        peak = peak_memory_mib() if measures_memory else None
         found += [
             {
                 "direction": direction,

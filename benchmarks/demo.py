@@ -26,12 +26,20 @@ def psnr(a: Image.Image, b: Image.Image) -> float:
     return float(10 * np.log10(255**2 / np.mean(error**2)))
 
 
-def jpeg_bytes_at(image: Image.Image, target: float) -> float:
-    """Bytes of Pillow's JPEG (optimize, its default chroma) at this PSNR, between two qualities."""
+def jpeg_bytes_at(image: Image.Image, target: float) -> float | None:
+    """Bytes of Pillow's best JPEG of this PSNR: optimize, with or without chroma subsampling.
+
+    Log-linear between the two qualities around the target; None if no quality reaches it.
+    """
+    curves = [_jpeg_bytes_at(image.convert("RGB"), target, subsampling) for subsampling in (0, 2)]
+    return min((size for size in curves if size is not None), default=None)
+
+
+def _jpeg_bytes_at(image: Image.Image, target: float, subsampling: int) -> float | None:
     below: tuple[float, int] | None = None
     for quality in range(1, 101):
         buffer = io.BytesIO()
-        image.convert("RGB").save(buffer, "JPEG", quality=quality, optimize=True)
+        image.save(buffer, "JPEG", quality=quality, optimize=True, subsampling=subsampling)
         here = psnr(Image.open(buffer), image), buffer.tell()
         if here[0] >= target:
             if below is None:
@@ -39,7 +47,7 @@ def jpeg_bytes_at(image: Image.Image, target: float) -> float:
             share = (target - below[0]) / (here[0] - below[0])
             return float(np.exp(np.interp(share, [0, 1], np.log([below[1], here[1]]))))
         below = here
-    return float("nan")
+    return None
 
 
 def main() -> None:
@@ -71,10 +79,11 @@ def main() -> None:
     print(f"compressed {compressed}: {len(data)} bytes, {8 * len(data) / pixels:.3f} bpp")
     print(f"decoded    {restored}: PSNR {quality:.2f} dB")
     print(f"time       {encoded - start:.2f} s to compress, {done - encoded:.2f} s to decompress")
-    print(
-        f"JPEG       of the same PSNR: {jpeg:.0f} bytes; .gmx takes "
-        f"{100 * (1 - len(data) / jpeg):.1f} % less"
-    )
+    if jpeg is None:
+        print("JPEG       reaches this PSNR at no quality")
+    else:
+        difference = 100 * (len(data) / jpeg - 1)
+        print(f"JPEG       of the same PSNR: {jpeg:.0f} bytes; .gmx takes {difference:+.1f} %")
 
 
 if __name__ == "__main__":

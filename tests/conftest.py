@@ -39,4 +39,4 @@ def tiny_model() -> groupedmixer.GroupedMixer:
 
 @pytest.fixture(scope="session")
 def tiny_codec(tiny_model: groupedmixer.GroupedMixer) -> groupedmixer.Codec:
-    return groupedmixer.Codec(tiny_model, "tiny-test")
+    return groupedmixer.Codec(groupedmixer.export_weights(tiny_model, "tiny-test"))

@@ -30,7 +30,9 @@ class StoringCodec:
     def compress(self, image: Picture, quality: float = 4.0) -> bytes:
         header = Header(bytes(8), "rt-1", "arithmetic-1", quality_field(quality), *size(image))
         streams = [image.rgb.tobytes()]
-        streams += [b""] * (tile_grid(*size(image), header.tile_latents, 2, 2).count - 1)
+        streams += [b""] * (
+            tile_grid(image.height, image.width, header.tile_latents, 2, 2).count - 1
+        )
         alpha = None if image.alpha is None else encode_alpha(image.alpha)
         return write(GmxFile(header, tuple(Tile(stream, 0) for stream in streams), alpha))
 

@@ -63,7 +63,7 @@ HEADERS = st.builds(
     colour_space=st.sampled_from(ColourSpace),
     bit_depth=st.just(8),
     skip_below=st.integers(0, 64),
-    tile_latents=st.sampled_from([64, 128, 256, 512, 1024]),
+    tile_latents=st.sampled_from([16, 32, 64]),
 )
 
 
@@ -147,7 +147,7 @@ def test_any_buffer_is_read_without_a_copy_of_its_payloads(kind: type) -> None:
 @given(HEADERS, st.data())
 @settings(max_examples=100, deadline=None)
 def test_all_fields_come_back(header: Header, draw: st.DataObject) -> None:
-    grid = tile_grid(header.width, header.height, header.tile_latents, 2, 2)
+    grid = tile_grid(header.height, header.width, header.tile_latents, 2, 2)
     crc = draw.draw(st.integers(0, (1 << 32) - 1))
     streams = [draw.draw(st.binary(max_size=40)) for _ in range(min(grid.count, 4))]
     tiles = tuple(Tile(streams[index % 4], crc) for index in range(grid.count))
@@ -181,7 +181,7 @@ def test_without_alpha() -> None:
         ("bit_depth", 16),
         ("skip_below", 65),
         ("tile_latents", 8),
-        ("tile_latents", 2048),
+        ("tile_latents", 128),
         ("tile_latents", 48),
     ],
 )
@@ -405,7 +405,7 @@ def test_max_pixels_is_checked_before_the_chunks() -> None:
 @given(
     st.integers(1, 1 << 14),
     st.integers(1, 1 << 14),
-    st.sampled_from([64, 128, 1024]),
+    st.sampled_from([16, 32, 64]),
     st.integers(1, 16),
     st.integers(1, 16),
 )
@@ -414,7 +414,7 @@ def test_every_grid_can_be_written(
     width: int, height: int, tile: int, multiple_h: int, multiple_w: int
 ) -> None:
     header = replace(HEADER, width=width, height=height, tile_latents=tile)
-    grid = tile_grid(width, height, tile, multiple_h, multiple_w)
+    grid = tile_grid(height, width, tile, multiple_h, multiple_w)
     file = parse(write(GmxFile(header, (Tile(b"", 0),) * grid.count)))
     check_tiles(file, grid.count)
 

@@ -64,17 +64,17 @@ def test_the_loop_learns_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixtu
     model = groupedmixer.GroupedMixer(groupedmixer.get_config("tiny"))
     initialise_entropy_model(model, data.next_batch())
     checkpoint = tmp_path / "run" / "tiny.ckpt"
-    train(model, data, Settings(minutes=0.1, log_every=10, checkpoint=checkpoint))
+    train(model, data, Settings(minutes=0.1, log_every=1, checkpoint=checkpoint))
     lines = capsys.readouterr().out.splitlines()
     losses = [float(line.split("loss ")[1].split()[0]) for line in lines if "loss" in line]
-    assert len(losses) >= 3
-    assert min(losses[-2:]) < losses[0]
+    assert len(losses) >= 4
+    assert min(losses[-len(losses) // 4 :]) < losses[0]
 
     # the same run with more time: another process would start like this
     other = groupedmixer.GroupedMixer(groupedmixer.get_config("tiny"))
     trained = train(other, data, Settings(minutes=0.12, checkpoint=checkpoint))
     steps = int(lines[-1].split()[1])
-    resumed, done = capsys.readouterr().out.splitlines()
+    resumed, *_, done = capsys.readouterr().out.splitlines()
     assert resumed.startswith(f"resumed at step {steps},")
     assert int(done.split()[1]) > steps
     assert all(p.isfinite().all() for p in trained.parameters())

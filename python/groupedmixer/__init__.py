@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .codec import Codec
     from .config import CONFIGS, Config, get_config
     from .errors import GmxError
+    from .export import Weights, export_weights, load_weights, save_weights
     from .images import Picture
     from .latent_codec import GroupedMixerLatentCodec
     from .model import GroupedMixer
@@ -33,6 +34,10 @@ _HOME = {
     "GroupedMixer": "model",
     "GroupedMixerLatentCodec": "latent_codec",
     "Picture": "images",
+    "Weights": "export",
+    "export_weights": "export",
+    "load_weights": "export",
+    "save_weights": "export",
     "available": "zoo",
     "get_config": "config",
     "load": "zoo",
@@ -48,12 +53,16 @@ __all__ = [
     "GroupedMixer",
     "GroupedMixerLatentCodec",
     "Picture",
+    "Weights",
     "__version__",
     "available",
+    "export_weights",
     "get_config",
     "load",
     "load_for",
     "load_model",
+    "load_weights",
+    "save_weights",
 ]
 
 

@@ -271,7 +271,10 @@ class _Codecs:
 
             torch.set_num_threads(threads)
         import groupedmixer
+        from groupedmixer.codec import check_device
 
+        if model is None:  # else load() checks it
+            check_device(device)
         self._device = device
         self._find = groupedmixer.load_for
         self._named = None if model is None else groupedmixer.load(model, device=device)
@@ -283,7 +286,12 @@ class _Codecs:
 
     def for_file(self, data: bytes) -> Codec:
         """The codec of `--model` if it was given, else the one whose weights the file names."""
-        return self._named or self._find(data, device=self._device)
+        if self._named is not None:
+            return self._named
+        try:
+            return self._find(data, device=self._device)
+        except ValueError as error:  # the bundled weights are damaged
+            raise GmxError(str(error)) from error
 
 
 class _Report:

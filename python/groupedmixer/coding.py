@@ -16,6 +16,7 @@ from torch import Tensor
 from groupedmixer_ext import ops, rans
 
 from .container import QUALITY_STEPS, quality_field
+from .errors import ArithmeticMismatchError
 from .export import round_to_half
 from .mixer import ContextCache, GroupedMixerContext, Prediction, interpolate_levels
 from .stages import UNTIMED, Stages
@@ -30,9 +31,10 @@ __all__ = [
     "SKIP_BELOW",
     "TILE",
     "CodedLatent",
-    "DecodedLatent",
+    "CodedTile",
     "LatentCoder",
     "run_groups",
+    "to_grid",
 ]
 
 # PyTorch adds up in an order that depends on the machine and the number of threads. So everything
@@ -49,22 +51,21 @@ TILE = 64  # latents: 1024 pixels
 SKIP_BELOW = 3
 
 
+class CodedTile(NamedTuple):
+    """A tile's bytes, and what they must decode to."""
+
+    stream: bytes | memoryview  # z is in the first tile's
+    checksum: int  # CRC-32 of the tile's y_hat
+
+
 class CodedLatent(NamedTuple):
     """What `LatentCoder.encode` returns."""
 
-    streams: list[bytes]  # one a tile, in raster order; z is in the first
-    checksums: list[int]  # CRC-32 of each tile's y_hat
+    tiles: list[CodedTile]  # in raster order
     y_hat: Tensor  # [1, M, H, W] as the decoder will see it, gains still in
     num_symbols: int  # of z and y
     num_coded: int  # those that were not skipped
     num_escaped: int  # those beyond their table
-
-
-class DecodedLatent(NamedTuple):
-    """What `LatentCoder.decode` returns."""
-
-    y_hat: Tensor  # [1, M, H, W], gains still in
-    checksums: list[int]  # CRC-32 of each tile's y_hat
 
 
 def to_grid(x: Tensor) -> Tensor:
@@ -79,13 +80,18 @@ def run_groups(
     code: Callable[[int, Prediction], Tensor],  # (step, prediction) -> y_hat [h, w, M/k_c]
 ) -> Tensor:  # [G, h, w, M/k_c]
     """The loop over groups, the only one there is: encoder, decoder and evaluation differ in
-    ``code``, which turns a prediction into the decoded group."""
+    ``code``, which turns a prediction into the decoded group.
+
+    FloatingPointError if a prediction is not finite.
+    """
     groups, h, w, _ = psi.shape
     cache = ContextCache(context.config, h, w, psi.dtype, psi.device)
     decoded: list[Tensor] = []
     for step in range(groups):
         previous = decoded[-1] if decoded else None
         mean, raw_scale, features = context.append_step(step, previous, psi[step], level, cache)
+        if not bool(mean.isfinite().all() and raw_scale.isfinite().all()):
+            raise FloatingPointError(f"the entropy model gives NaN or infinity at group {step}")
         y_hat = code(step, Prediction(to_grid(mean), to_grid(raw_scale), features)).to(psi.dtype)
         decoded.append(to_grid(context.correct_step(step, y_hat, features)))
     return torch.stack(decoded)
@@ -104,13 +110,14 @@ class LatentCoder:
     """
 
     def __init__(self, latent_codec: GroupedMixerLatentCodec) -> None:
-        codec = copy.deepcopy(latent_codec).cpu().eval().requires_grad_(False)
-        round_to_half(codec)
-        self._thresholds = codec.thresholds.clone()
-        self._codec = codec.double()
-        self._medians = codec.entropy_bottleneck.quantiles[:, 0, 1]  # [N_z]
-        self._y_tables = codec.y_tables.build()
-        self._z_tables = codec.z_tables.build()
+        with torch.inference_mode():
+            codec = copy.deepcopy(latent_codec).cpu().eval()
+            codec.update()  # on the copy: tables are built here if none are stored
+            round_to_half(codec)
+            self._thresholds = codec.thresholds.float()
+            self._y_tables = codec.y_tables.build()
+            self._z_tables = codec.z_tables.build()
+            self._codec = codec.double()
 
     @torch.inference_mode()
     def encode(
@@ -121,7 +128,15 @@ class LatentCoder:
         tile: int = TILE,
         stages: Stages = UNTIMED,
     ) -> CodedLatent:
-        """Codes one latent. ValueError if it is not finite or has another shape."""
+        """Codes one latent.
+
+        Raises
+        ------
+        ValueError
+            If ``y`` is not finite or has another shape, or another argument is out of range.
+        FloatingPointError
+            If the weights make NaN or infinity of it.
+        """
         codec, grouping = self._codec, self._codec.context.grouping
         m = codec.config.latent_channels
         if y.ndim != 4 or y.shape[0] != 1 or y.shape[1] != m or 0 in y.shape:
@@ -133,17 +148,16 @@ class LatentCoder:
         y = y.cpu().double() * interpolate_levels(codec.gain, level)[:, :, None, None]
         with stages("hyper"):
             z = codec.h_a(y)[0].permute(1, 2, 0) * interpolate_levels(codec.hyper_gain, level)
-            z_symbols = (z - self._medians).round().clamp(-(2**15), 2**15 - 1).to(torch.int16)
+            z_symbols = (z - codec.z_medians).round().clamp(-(2**15), 2**15 - 1).to(torch.int16)
             psi_map = self._hyper_features(z_symbols, level, (y.shape[2], y.shape[3]))
         embedding = codec.context.level_embedding(level)[0]
 
-        streams: list[bytes] = []
-        checksums: list[int] = []
+        coded: list[CodedTile] = []
         num_coded = num_escaped = 0
         y_hat = torch.empty_like(y, dtype=torch.float32)
         for rows, columns in tiles.slices():
             encoder = rans.Encoder()
-            if not streams:
+            if not coded:
                 with stages("rans"):
                     encoder.push(
                         z_symbols.contiguous().numpy(),
@@ -173,67 +187,87 @@ class LatentCoder:
             with stages("entropy_model"):
                 tile_hat = run_groups(codec.context, psi, embedding, code).float()
             with stages("rans"):
-                streams.append(encoder.finish())
-            checksums.append(_checksum(tile_hat))
+                coded.append(CodedTile(encoder.finish(), _checksum(tile_hat)))
             num_coded += encoder.num_coded
             num_escaped += encoder.num_escaped
             y_hat[:, :, rows, columns] = grouping.merge(tile_hat[None])
         num_symbols = z_symbols.numel() + y.numel()
-        return CodedLatent(streams, checksums, y_hat, num_symbols, num_coded, num_escaped)
+        return CodedLatent(coded, y_hat, num_symbols, num_coded, num_escaped)
 
     @torch.inference_mode()
     def decode(
         self,
-        streams: list[bytes],
+        coded: Sequence[CodedTile],
         size: tuple[int, int],
         quality: float,
         skip_below: int = SKIP_BELOW,
         tile: int = TILE,
         stages: Stages = UNTIMED,
-    ) -> DecodedLatent:
+    ) -> Tensor:  # [1, M, H, W] float32, gains still in
         """Decodes one latent of ``size`` (H, W).
 
         Raises
         ------
         ValueError
-            If ``size`` does not fit the grouping or the number of streams.
-        groupedmixer_ext.rans.RansError
-            If a stream is not what an encoder wrote, or was decoded with other numbers.
+            If ``size`` does not fit the grouping or the number of tiles, or another argument is
+            out of range.
+        ArithmeticMismatchError
+            If a tile does not decode to the latent it was made from.
         """
-        codec, grouping = self._codec, self._codec.context.grouping
+        codec = self._codec
         height, width = size
         tiles = latent_tiles(height, width, tile, *codec.config.patch)
-        if len(streams) != tiles.count:
-            raise ValueError(f"streams must be one a tile, {tiles.count}, got {len(streams)}")
+        if len(coded) != tiles.count:
+            raise ValueError(f"coded must have {tiles.count} tiles, got {len(coded)}")
         level = _snap(quality)
         embedding = codec.context.level_embedding(level)[0]
-
-        with stages("rans"):
-            first = rans.Decoder(streams[0])
-            z_shape = (-(-height // HYPER_STRIDE), -(-width // HYPER_STRIDE), len(self._z_tables))
-            z_symbols = torch.from_numpy(first.pop(self._hyper_indexes(z_shape), self._z_tables))
-        with stages("hyper"):
-            psi_map = self._hyper_features(z_symbols, level, size)
-
-        checksums: list[int] = []
         y_hat = torch.empty(1, codec.config.latent_channels, height, width)
-        for stream, (rows, columns) in zip(streams, tiles.slices(), strict=True):
-            decoder = rans.Decoder(stream) if checksums else first
+        index = 0
+        try:
+            with stages("rans"):
+                decoder = rans.Decoder(coded[0].stream)
+                z_shape = (-(-height // HYPER_STRIDE), -(-width // HYPER_STRIDE))
+                z_indexes = self._hyper_indexes((*z_shape, len(self._z_tables)))
+                z_symbols = torch.from_numpy(decoder.pop(z_indexes, self._z_tables))
+            with stages("hyper"):
+                psi_map = self._hyper_features(z_symbols, level, size)
+            for index, (rows, columns) in enumerate(tiles.slices()):
+                if index:
+                    decoder = rans.Decoder(coded[index].stream)
+                psi = codec.context.grouping.at_groups(psi_map[:, :, rows, columns])[0]
+                tile_hat = self._decode_tile(decoder, psi, embedding, skip_below, stages)
+                found = _checksum(tile_hat)
+                if found != coded[index].checksum:
+                    raise ArithmeticMismatchError(
+                        f"tile {index} decodes to a latent with checksum {found:08x}, it was made "
+                        f"from one with {coded[index].checksum:08x}"
+                    )
+                y_hat[:, :, rows, columns] = codec.context.grouping.merge(tile_hat[None])
+        except (rans.RansError, FloatingPointError) as error:
+            raise ArithmeticMismatchError(
+                f"tile {index} does not decode to the latent it was made from: {error}"
+            ) from error
+        return y_hat
 
-            def code(step: int, prediction: Prediction, decoder: rans.Decoder = decoder) -> Tensor:
-                mean = prediction.mean.float()
-                indexes = ops.scale_indexes(prediction.raw_scale.float(), mean, self._thresholds)
-                with stages("rans"):
-                    symbols = decoder.pop(indexes.numpy(), self._y_tables, skip_below)
-                return ops.dequantize_group(torch.from_numpy(symbols), mean)
+    def _decode_tile(
+        self,
+        decoder: rans.Decoder,
+        psi: Tensor,  # [G, h, w, d]
+        embedding: Tensor,  # [d]
+        skip_below: int,
+        stages: Stages,
+    ) -> Tensor:  # [G, h, w, M/k_c] float32
+        def code(step: int, prediction: Prediction) -> Tensor:
+            mean = prediction.mean.float()
+            indexes = ops.scale_indexes(prediction.raw_scale.float(), mean, self._thresholds)
+            with stages("rans"):
+                symbols = decoder.pop(indexes.numpy(), self._y_tables, skip_below)
+            return ops.dequantize_group(torch.from_numpy(symbols), mean)
 
-            psi = grouping.at_groups(psi_map[:, :, rows, columns])[0]
-            with stages("entropy_model"):
-                tile_hat = run_groups(codec.context, psi, embedding, code).float()
-            decoder.finish()
-            checksums.append(_checksum(tile_hat))
-            y_hat[:, :, rows, columns] = grouping.merge(tile_hat[None])
-        return DecodedLatent(y_hat, checksums)
+        with stages("entropy_model"):
+            tile_hat = run_groups(self._codec.context, psi, embedding, code).float()
+        decoder.finish()
+        return tile_hat
 
     @torch.inference_mode()
     def unscale(
@@ -257,7 +291,7 @@ class LatentCoder:
         size: tuple[int, int],
     ) -> Tensor:  # [1, d, H, W] float64
         gains = interpolate_levels(self._codec.hyper_inverse_gain, level)
-        z_hat = (z_symbols.double() + self._medians) * gains
+        z_hat = (z_symbols.double() + self._codec.z_medians) * gains
         psi: Tensor = self._codec.h_s(z_hat.permute(2, 0, 1)[None].contiguous(), size)
         return psi
 

@@ -8,6 +8,7 @@ counts, and its method section does not state every width.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from typing import Any, Literal, cast
 
@@ -21,6 +22,7 @@ LAMBDAS = (0.0018, 0.0035, 0.0067, 0.013, 0.025, 0.0483, 0.0932, 0.18)
 NUM_LEVELS = len(LAMBDAS)
 
 HEAD_DIM = 32
+MAX_PATCH_CHANNELS = 3 * 16 * 16
 WINDOW = 8
 
 
@@ -77,6 +79,12 @@ class Config:
     def __post_init__(self) -> None:
         if self.transform not in ("patch", "elic"):
             raise ValueError(f"transform must be 'patch' or 'elic', got {self.transform!r}")
+        pairs = ("transform_width", "transform_depth", "patch")
+        for field in pairs:
+            if len(getattr(self, field)) != 2:
+                raise ValueError(f"{field} must be a pair, got {getattr(self, field)}")
+        if min(self.transform_depth) < 0:
+            raise ValueError(f"transform_depth must not be negative, got {self.transform_depth}")
         positive = {
             "latent_channels": self.latent_channels,
             "hyper_width": self.hyper_width,
@@ -84,6 +92,8 @@ class Config:
             "slices": self.slices,
             "patch[0]": self.patch[0],
             "patch[1]": self.patch[1],
+            "transform_width[0]": self.transform_width[0],
+            "transform_width[1]": self.transform_width[1],
             "width": self.width,
             "layers": self.layers,
         }
@@ -96,6 +106,24 @@ class Config:
             raise ValueError(
                 f"latent_channels must be a multiple of slices = {self.slices}, "
                 f"got {self.latent_channels}"
+            )
+        if self.transform == "patch" and self.latent_channels > MAX_PATCH_CHANNELS:
+            raise ValueError(
+                f"latent_channels must be at most {MAX_PATCH_CHANNELS}, the samples of a 16x16 "
+                f"patch, got {self.latent_channels}"
+            )
+        if self.transform == "elic" and (
+            self.transform_width[0] != self.transform_width[1] or any(self.transform_depth)
+        ):
+            raise ValueError(
+                "transform_width and transform_depth must be (N, N) and (0, 0) for 'elic', got "
+                f"{self.transform_width} and {self.transform_depth}"
+            )
+        groups = list(itertools.product(*map(range, (self.slices, *self.patch))))
+        if self.order is not None and sorted(self.order) != groups:
+            raise ValueError(
+                f"order must be a permutation of the {len(groups)} (slice, row phase, column "
+                f"phase) triples, got {self.order}"
             )
         if self.width % HEAD_DIM:
             raise ValueError(f"width must be a multiple of {HEAD_DIM}, got {self.width}")
@@ -120,7 +148,7 @@ class Config:
                 order = (tuple(group) for group in fields["order"])
                 fields["order"] = cast("tuple[tuple[int, int, int], ...]", tuple(order))
             return cls(**fields)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise ValueError(f"text must be a GroupedMixer configuration: {error!r}") from error
 
 

@@ -30,7 +30,6 @@ FORMAT_VERSION = 0
 QUALITY_STEPS = 256  # steps of the quality field per level
 MAX_QUALITY = 7
 MAX_SKIP_BELOW = 64
-MAX_CHUNKS = (1 << 16) - 1
 FINGERPRINT_BYTES = 8
 MAX_NAME = 32
 
@@ -226,6 +225,19 @@ def check_tiles(file: GmxFile, expected: int) -> None:
         )
 
 
+def check_name(field: str, name: str) -> None:
+    """ValueError unless a file can hold this name: 1..32 characters of ``[a-z0-9._-]``."""
+    fault = _name_fault(field, name)
+    if fault:
+        raise ValueError(fault)
+
+
+def _name_fault(field: str, name: str) -> str | None:
+    if _NAME.fullmatch(name):
+        return None
+    return f"{field} must be 1..{MAX_NAME} characters out of [a-z0-9._-], got {name!r}"
+
+
 def _view(data: bytes | bytearray | memoryview) -> memoryview:
     return memoryview(data).cast("B").toreadonly()
 
@@ -246,9 +258,9 @@ def _header_fault(header: Header) -> str | None:
             f"got {len(header.weights_fingerprint)}"
         )
     for field in ("weights_name", "arithmetic_id"):
-        name = getattr(header, field)
-        if not _NAME.fullmatch(name):
-            return f"{field} must be 1..{MAX_NAME} characters out of [a-z0-9._-], got {name!r}"
+        fault = _name_fault(field, getattr(header, field))
+        if fault:
+            return fault
     for field, low, high in (
         ("quality", 0, QUALITY_STEPS * MAX_QUALITY),
         ("width", 1, MAX_SIDE),

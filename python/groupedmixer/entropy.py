@@ -47,7 +47,7 @@ class GaussianLikelihood(nn.Module):
         super().__init__()
         self.likelihood_bound = LowerBound(1e-9)
         self.raw_lower = LowerBound(math.log(SCALE_MIN))
-        self.raw_upper = LowerBound(-math.log(SCALE_MAX))
+        self.negated_upper = LowerBound(-math.log(SCALE_MAX))  # of -raw: an upper bound of raw
 
     def forward(
         self,
@@ -55,7 +55,7 @@ class GaussianLikelihood(nn.Module):
         raw_scale: Tensor,  # [...] log sigma
     ) -> Tensor:  # [...] float32
         """Probability mass of the unit interval around the residual, at least 1e-9."""
-        log_sigma = -self.raw_upper(-self.raw_lower(raw_scale.float()))
+        log_sigma = -self.negated_upper(-self.raw_lower(raw_scale.float()))
         inverse = torch.exp(-log_sigma) * math.sqrt(0.5)
         # Both tails are taken on the side where erfc does not cancel.
         distance = residual.float().abs()
@@ -86,6 +86,11 @@ class CodingTables(nn.Module):
     def empty(self) -> bool:
         """True until tables are set or loaded."""
         return self.sizes.numel() == 0
+
+    def clear(self) -> None:
+        """Forgets the tables."""
+        for field in self._FIELDS:
+            setattr(self, field, getattr(self, field).new_empty(0))
 
     def set(self, built: rans.Tables) -> None:
         """Replaces the tables."""

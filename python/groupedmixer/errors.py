@@ -52,9 +52,10 @@ class WrongWeightsError(GmxError):
 
 
 class ArithmeticMismatchError(GmxError):
-    """The decoded latent's checksum differs from the file's: report it, with `groupedmixer info`.
+    """The stream decodes to another latent than it was made from: report it.
 
-    The file itself is intact, so this machine computed other bits than the one that wrote it.
+    The latent's checksum differs, or the stream does not end where it should. The bytes themselves
+    are intact, so this machine computed other numbers than the one that wrote them.
     """
 
 

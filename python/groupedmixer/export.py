@@ -1,9 +1,18 @@
 # SPDX-License-Identifier: MIT
-"""Weights on disk: float16 parameters, integer tables, a fingerprint that files refer to."""
+"""Weights as files hold them: float16 parameters, integer tables, a fingerprint that .gmx files
+refer to.
+
+A weights file is immutable: the fingerprint is taken of the tensors as they are stored, by names of
+our own, so that neither a new field of `Config` nor a buffer of another library can change it.
+"""
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import os
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,12 +21,44 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .container import check_name
+
 if TYPE_CHECKING:
     from .model import GroupedMixer
 
-__all__ = ["exported_state", "fingerprint", "load_state", "round_to_half", "save_weights"]
+__all__ = ["Weights", "export_weights", "load_weights", "round_to_half", "save_weights"]
 
 _FORMAT = "groupedmixer-weights-0"
+_DTYPES = {torch.float16: "F16", torch.float32: "F32", torch.int32: "I32", torch.uint8: "U8"}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Exported weights: what a file is coded with.
+
+    ``state`` maps names to tensors: parameters in float16, thresholds and medians in float32,
+    integer tables in int32, ``_extra_state`` the configuration as JSON in uint8.
+    """
+
+    name: str
+    state: dict[str, Tensor]
+
+    @cached_property
+    def fingerprint(self) -> bytes:
+        """8 bytes of SHA-256 over the tensors; docs/bitstream.md says how."""
+        digest = hashlib.sha256()
+        for name in sorted(self.state):
+            value = self.state[name].contiguous()
+            shape = ",".join(map(str, value.shape))
+            digest.update(f"{name}\0{_DTYPES[value.dtype]}\0{shape}\0".encode())
+            digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.digest()[:8]
+
+    def model(self) -> GroupedMixer:
+        """A model with these weights, in eval mode; float16 is expanded exactly."""
+        from .model import GroupedMixer
+
+        return GroupedMixer.from_state_dict(self.state).eval()
 
 
 def round_to_half(module: nn.Module) -> None:
@@ -36,49 +77,44 @@ def round_to_half(module: nn.Module) -> None:
         parameter.data.copy_(half)
 
 
-def exported_state(model: GroupedMixer) -> dict[str, Tensor]:
-    """The state dict as weights files hold it: parameters in float16, buffers as they are.
+def export_weights(model: GroupedMixer, name: str) -> Weights:
+    """The weights of a model as files hold them; the model itself is not changed.
 
-    Builds the integer tables if the model has none. ValueError as in `round_to_half`.
-    """
-    model.update()
-    parameters = dict(model.named_parameters())
-    state = {}
-    for name, value in model.state_dict().items():
-        value = value.detach().cpu()
-        if name in parameters:
-            if not bool(value.half().isfinite().all()):
-                raise ValueError(f"{name} must be finite and within float16 (65504)")
-            value = value.half()
-        state[name] = value.contiguous()
-    return state
-
-
-def fingerprint(state: dict[str, Tensor]) -> bytes:
-    """8 bytes of SHA-256 over names, dtypes, shapes and bits of an exported state."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        value = state[name].contiguous()
-        digest.update(f"{name}\0{value.dtype}\0{list(value.shape)}\0".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.digest()[:8]
-
-
-def save_weights(model: GroupedMixer, path: Path, name: str) -> bytes:
-    """Writes a model's exported state as safetensors and returns its fingerprint.
+    Builds the integer tables if the model has none.
 
     Parameters
     ----------
     name
         What files will call these weights: 1..32 characters of ``[a-z0-9._-]``.
+
+    Raises
+    ------
+    ValueError
+        If the name breaks its rule, or as in `round_to_half`.
     """
-    state = exported_state(model)
-    save_file(state, path, metadata={"format": _FORMAT, "name": name})
-    return fingerprint(state)
+    check_name("name", name)
+    rounded = copy.deepcopy(model).cpu()
+    rounded.update()
+    round_to_half(rounded)
+    parameters = dict(rounded.named_parameters())
+    stored = set(parameters) | rounded.stored_buffers()
+    state = {
+        key: (value.detach().half() if key in parameters else value).contiguous()
+        for key, value in rounded.state_dict().items()
+        if key in stored
+    }
+    return Weights(name, state)
 
 
-def load_state(path: Path) -> tuple[str, dict[str, Tensor]]:
-    """Reads a weights file: its name and its exported state.
+def save_weights(model: GroupedMixer, path: str | os.PathLike[str], name: str) -> Weights:
+    """Writes a model's weights as safetensors. Raises as `export_weights` does, or OSError."""
+    weights = export_weights(model, name)
+    save_file(weights.state, path, metadata={"format": _FORMAT, "name": name})
+    return weights
+
+
+def load_weights(path: str | os.PathLike[str]) -> Weights:
+    """Reads a weights file.
 
     Raises
     ------
@@ -88,7 +124,7 @@ def load_state(path: Path) -> tuple[str, dict[str, Tensor]]:
         If it is not a weights file of ours.
     """
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(Path(path), framework="pt") as file:
             metadata = file.metadata() or {}
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
@@ -97,4 +133,8 @@ def load_state(path: Path) -> tuple[str, dict[str, Tensor]]:
         raise ValueError(
             f"{path} must hold weights of format {_FORMAT}, got {metadata.get('format')!r}"
         )
-    return metadata["name"], state
+    strange = [key for key, value in state.items() if value.dtype not in _DTYPES]
+    if strange:
+        raise ValueError(f"{path}: {strange[0]} must be of {', '.join(_DTYPES.values())}")
+    check_name(f"the name in {path}", metadata["name"])
+    return Weights(metadata["name"], state)

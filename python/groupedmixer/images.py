@@ -19,7 +19,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,7 @@ __all__ = [
     "encode_alpha",
     "from_pil",
     "load_picture",
+    "read_picture",
     "to_pil",
 ]
 
@@ -110,7 +111,17 @@ def load_picture(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> 
         PixelLimitError: it has more than max_pixels pixels.
         UnsupportedImageError: Pillow cannot read it, or as from_pil() says.
     """
-    with open(path, "rb") as stream, _pillow_limit(max_pixels):
+    with open(path, "rb") as stream:
+        return read_picture(stream, max_pixels)
+
+
+def read_picture(stream: BinaryIO, max_pixels: int = MAX_PIXELS) -> Picture:
+    """As load_picture(), from an open file.
+
+    Raises:
+        PixelLimitError, UnsupportedImageError: as load_picture() says.
+    """
+    with _pillow_limit(max_pixels):
         with _pillow_errors(UnsupportedImageError, "not an image that Pillow can read"):
             image = Image.open(stream)
         with image:

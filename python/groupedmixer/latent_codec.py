@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import copy
+import struct
+import zlib
 from typing import Any
 
 import torch
@@ -13,8 +15,9 @@ from compressai.ops import quantize_ste
 from compressai.registry import register_module
 from torch import Tensor, nn
 
-from .coding import LatentCoder, run_groups
+from .coding import SKIP_BELOW, CodedTile, LatentCoder, run_groups
 from .config import NUM_LEVELS, Config
+from .container import QUALITY_STEPS, quality_field
 from .entropy import (
     CodingTables,
     GaussianLikelihood,
@@ -31,6 +34,9 @@ __all__ = ["GroupedMixerLatentCodec"]
 # Gains of the lowest and highest level: a quantisation step 3.2 times coarser and finer than the
 # middle one, which is what lambda = 0.0018 and 0.18 ask for at high rate.
 _LOG_GAIN = 1.15
+
+# In front of every string: quality as files store it, CRC-32 of the decoded tile.
+_STRING = struct.Struct("<HI")
 
 
 @register_module("GroupedMixerLatentCodec")
@@ -56,6 +62,11 @@ class GroupedMixerLatentCodec(LatentCodec):
     config
         Sizes; the transforms named in it are not used here.
 
+    Attributes
+    ----------
+    quality
+        Quality 0..7 that `forward` (in eval mode) and `compress` use when none is given.
+
     Notes
     -----
     There are two forms. The *training form* (`forward`) is plain PyTorch and predicts all groups
@@ -65,10 +76,12 @@ class GroupedMixerLatentCodec(LatentCodec):
     """
 
     thresholds: Tensor
+    z_medians: Tensor
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
+        self.quality = 4.0
         m, n_z = config.latent_channels, config.hyper_channels
         steps = torch.linspace(-_LOG_GAIN, _LOG_GAIN, NUM_LEVELS).exp()
         self.gain = nn.Parameter(steps[:, None].repeat(1, m))
@@ -81,6 +94,7 @@ class GroupedMixerLatentCodec(LatentCodec):
         self.context = GroupedMixerContext(config)
         self.likelihood = GaussianLikelihood()
         self.register_buffer("thresholds", scale_thresholds())
+        self.register_buffer("z_medians", torch.zeros(n_z))  # belong to z_tables
         self.y_tables = CodingTables()
         self.z_tables = CodingTables()
         self._coder: tuple[tuple[int, ...], LatentCoder] | None = None
@@ -88,45 +102,61 @@ class GroupedMixerLatentCodec(LatentCodec):
     def forward(
         self,
         y: Tensor,  # [B, M, H, W], H and W multiples of k_h and k_w
-        quality: Tensor | float = 4.0,  # 0..7, or [B]
+        quality: Tensor | float | None = None,  # 0..7, or [B]
     ) -> dict[str, Any]:
         """Training form: likelihoods and the decoded latent.
 
         In training mode the rate sees uniform noise and ``y_hat`` rounds with a straight-through
-        gradient (arXiv 2007.08739). In eval mode the groups are quantised step by step as in
-        coding, and the likelihoods are those of the quantised values.
+        gradient (arXiv 2007.08739); stored tables are discarded, since they belong to the weights
+        as they were. In eval mode groups are quantised step by step as in coding, skipped symbols
+        included, and the likelihoods are those of the quantised values.
+
+        Parameters
+        ----------
+        quality
+            None: drawn per picture in training mode, ``self.quality`` in eval mode.
 
         Returns
         -------
         dict
             ``likelihoods``: {``y``: [B, M, H, W], ``z``: [B, N_z, ceil(H/4), ceil(W/4)]},
-            ``y_hat``: [B, M, H, W], with the gains taken out again, for g_s.
+            ``y_hat``: [B, M, H, W], with the gains taken out again, for g_s; ``quality``: [B], as
+            it was used.
+
+        Raises
+        ------
+        ValueError
+            If ``y`` has another shape or ``quality`` is out of range.
         """
+        if quality is None and self.training:
+            quality = torch.rand(y.shape[0], device=y.device) * (NUM_LEVELS - 1)
         level = self._levels(quality, y)
-        y = y * _spatial(interpolate_levels(self.gain, level))
-        z = self.h_a(y).float() * _spatial(interpolate_levels(self.hyper_gain, level))
+        scaled = y * _spatial(interpolate_levels(self.gain, level))
+        grouping = self.context.grouping
+        groups = grouping.split(scaled)
+        z = self.h_a(scaled).float() * _spatial(interpolate_levels(self.hyper_gain, level))
         with torch.autocast(y.device.type, enabled=False):
             z_hat, z_likelihoods = self.entropy_bottleneck(z)
         z_hat = z_hat * _spatial(interpolate_levels(self.hyper_inverse_gain, level))
-        psi_map = self.h_s(z_hat, (y.shape[-2], y.shape[-1]))
-
-        grouping = self.context.grouping
-        psi = grouping.at_groups(psi_map)
-        groups = grouping.split(y)
+        psi = grouping.at_groups(self.h_s(z_hat, (y.shape[-2], y.shape[-1])))
         if self.training:
+            self.y_tables.clear()
+            self.z_tables.clear()
             noisy = groups + torch.empty_like(groups).uniform_(-0.5, 0.5)
             prediction = self.context(noisy, psi, level)
-            residual = noisy - prediction.mean
+            likelihoods = self.likelihood(noisy - prediction.mean, prediction.raw_scale)
             y_hat = quantize_ste(groups - prediction.mean) + prediction.mean
             y_hat = self.context.correct_groups(y_hat, prediction.features)
         else:
-            residual, y_hat = self._quantise_stepwise(groups, psi, level)
+            symbols, skipped, y_hat = self._quantise_stepwise(groups, psi, level)
             prediction = self.context(y_hat, psi, level)
-        likelihoods = grouping.merge(self.likelihood(residual, prediction.raw_scale))
+            likelihoods = self.likelihood(symbols, prediction.raw_scale)
+            likelihoods = likelihoods.masked_fill(skipped, 1.0)
         inverse = _spatial(interpolate_levels(self.inverse_gain, level))
         return {
-            "likelihoods": {"y": likelihoods, "z": z_likelihoods},
+            "likelihoods": {"y": grouping.merge(likelihoods), "z": z_likelihoods},
             "y_hat": grouping.merge(y_hat) * inverse,
+            "quality": level,
         }
 
     def _quantise_stepwise(
@@ -134,9 +164,10 @@ class GroupedMixerLatentCodec(LatentCodec):
         groups: Tensor,  # [B, G, h, w, M/k_c]
         psi: Tensor,  # [B, G, h, w, d]
         level: Tensor,  # [B]
-    ) -> tuple[Tensor, Tensor]:  # symbols as floats, y_hat; both [B, G, h, w, M/k_c]
+    ) -> tuple[Tensor, Tensor, Tensor]:  # symbols as floats, which are skipped, y_hat
         """Each group rounded around the mean that its decoded predecessors predict."""
         symbols = torch.zeros_like(groups)
+        skipped = torch.zeros_like(groups, dtype=torch.bool)
         embedding = self.context.level_embedding(level)
         latents = []
         for item, target in enumerate(groups):
@@ -144,71 +175,102 @@ class GroupedMixerLatentCodec(LatentCodec):
             def quantise(
                 step: int, prediction: Prediction, item: int = item, target: Tensor = target
             ) -> Tensor:
-                symbols[item, step] = torch.round(target[step] - prediction.mean)
+                index = torch.searchsorted(self.thresholds, prediction.raw_scale.contiguous())
+                skip = index < SKIP_BELOW
+                rounded = torch.round(target[step] - prediction.mean).clamp(-(2**15), 2**15 - 1)
+                skipped[item, step] = skip
+                symbols[item, step] = rounded.masked_fill(skip, 0)
                 return symbols[item, step] + prediction.mean
 
             latents.append(run_groups(self.context, psi[item], embedding[item], quantise))
-        return symbols, torch.stack(latents)
+        return symbols, skipped, torch.stack(latents)
 
-    def _levels(self, quality: Tensor | float, y: Tensor) -> Tensor:  # [B]
-        level = torch.as_tensor(quality, dtype=torch.float32, device=y.device).expand(y.shape[0])
+    def _levels(self, quality: Tensor | float | None, y: Tensor) -> Tensor:  # [B]
+        """The quality of every picture. ValueError if it is out of range or of another shape."""
+        level = self.quality if quality is None else quality
+        level = torch.as_tensor(level, dtype=torch.float32, device=y.device)
+        if level.ndim > 1 or level.numel() not in (1, y.shape[0]):
+            raise ValueError(f"quality must be a number or [{y.shape[0]}], got {level.shape}")
         if not bool(((level >= 0) & (level <= NUM_LEVELS - 1)).all()):
             raise ValueError(f"quality must be in 0..{NUM_LEVELS - 1}, got {quality}")
-        return level
+        return level.expand(y.shape[0])
 
     # ---- coding -----------------------------------------------------------------------------
 
-    def compress(self, y: Tensor, quality: float = 4.0) -> dict[str, Any]:
-        """Codes a batch of latents, one stream (or one per tile) each.
+    def compress(self, y: Tensor, quality: Tensor | float | None = None) -> dict[str, Any]:
+        """Codes a batch of latents with the weights as they would be exported.
 
         Parameters
         ----------
         y
-            [B, M, H, W] float32, finite.
+            [B, M, H, W], finite; H and W multiples of k_h and k_w.
         quality
-            0 (small) .. 7 (fine), stored nowhere: give the same to `decompress`.
+            0 (small) .. 7 (fine), or [B]; None for ``self.quality``.
 
         Returns
         -------
         dict
-            ``strings``: [tiles][B] bytes, ``shape``: (H, W), ``y_hat``: [B, M, H, W].
+            ``strings``: [tiles][B] bytes, each with its quality and a checksum in front;
+            ``shape``: (H, W); ``y_hat``: [B, M, H, W] as `decompress` will return it.
+
+        Raises
+        ------
+        ValueError
+            If ``y`` or ``quality`` breaks a rule, or a weight overflows float16.
         """
         coder = self.coder()
-        coded = [coder.encode(item[None], quality) for item in y]
-        streams = zip(*(c.streams for c in coded), strict=True)
+        strings: list[list[bytes]] = []
+        latents = []
+        for item, level in zip(y, self._levels(quality, y).tolist(), strict=True):
+            coded = coder.encode(item[None], level)
+            head = quality_field(level)
+            strings.append(
+                [b"".join((_STRING.pack(head, t.checksum), t.stream)) for t in coded.tiles]
+            )
+            latents.append(coder.unscale(coded.y_hat, level))
         return {
-            "strings": [list(tile) for tile in streams],
+            "strings": [list(tile) for tile in zip(*strings, strict=True)],
             "shape": (y.shape[-2], y.shape[-1]),
-            "y_hat": torch.cat([coder.unscale(c.y_hat, quality) for c in coded]),
+            "y_hat": torch.cat(latents).to(y.device),
         }
 
     def decompress(
         self,
         strings: list[list[bytes]],  # [tiles][B]
         shape: tuple[int, int],
-        quality: float = 4.0,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Inverse of `compress`: {``y_hat``: [B, M, H, W]}.
+        """Inverse of `compress`: {``y_hat``: [B, M, H, W]}, on the device of the parameters.
 
         Takes all of `compress`'s result (``decompress(**out)``) and uses strings and shape.
 
         Raises
         ------
-        groupedmixer_ext.rans.RansError
-            If a stream is not what an encoder wrote.
+        ArithmeticMismatchError
+            If a string does not decode to the latent it was made from.
+        ValueError
+            If ``strings`` and ``shape`` do not fit each other, or a string is not one of ours.
         """
+        del kwargs
         coder = self.coder()
         latents = []
-        for streams in zip(*strings, strict=True):
-            decoded = coder.decode(list(streams), (shape[0], shape[1]), quality)
-            latents.append(coder.unscale(decoded.y_hat, quality))
-        return {"y_hat": torch.cat(latents)}
+        for tiles in zip(*strings, strict=True):
+            if min(map(len, tiles)) < _STRING.size:
+                raise ValueError(f"strings must hold at least {_STRING.size} bytes each")
+            heads = [_STRING.unpack_from(tile) for tile in tiles]
+            quality = heads[0][0] / QUALITY_STEPS
+            coded = [
+                CodedTile(memoryview(tile)[_STRING.size :], checksum)
+                for tile, (_, checksum) in zip(tiles, heads, strict=True)
+            ]
+            latents.append(coder.unscale(coder.decode(coded, shape, quality), quality))
+        return {"y_hat": torch.cat(latents).to(self.thresholds.device)}
 
     def update(self) -> bool:
-        """Builds the integer tables if there are none. True if it built them.
+        """Builds the integer tables and stores them if there are none. True if it built them.
 
-        Tables that were shipped with weights are never changed here; see `rebuild_tables`.
+        Tables that are stored, as those shipped with weights are, are never changed here; see
+        `rebuild_tables`. Training discards them (`forward`).
         """
         if not self.z_tables.empty:
             return False
@@ -221,28 +283,32 @@ class GroupedMixerLatentCodec(LatentCodec):
         Files written with the old tables can then no longer be read with these weights (the
         fingerprint changes, so they are refused by name).
         """
-        with torch.inference_mode(False):  # tensors made in inference mode have no version
-            self.entropy_bottleneck._update_quantiles()
-            rounded = copy.deepcopy(self.entropy_bottleneck)
-            round_to_half(rounded)
-            self.y_tables.set(gaussian_tables())
-            self.z_tables.set(bottleneck_tables(rounded))
+        self.entropy_bottleneck._update_quantiles()
+        rounded = copy.deepcopy(self.entropy_bottleneck).float()
+        round_to_half(rounded)
+        self.z_medians = rounded.quantiles[:, 0, 1].detach().clone()
+        self.z_tables.set(bottleneck_tables(rounded))
+        self.y_tables.set(gaussian_tables())
 
     def coder(self) -> LatentCoder:
         """The coding form of the weights as they are now: exported to float16 and back.
 
-        Made once and kept until a parameter changes. Builds tables if there are none.
+        Kept until a weight changes. Tables that are not stored are built for it.
         """
-        self.update()
-        tensors = [*self.parameters(), *self.buffers()]
-        state = tuple(v for t in tensors for v in (t.data_ptr(), t._version))
-        if self._coder is None or self._coder[0] != state:
-            self._coder = (state, LatentCoder(self))
+        content = tuple(_content(t) for t in (*self.parameters(), *self.buffers()))
+        if self._coder is None or self._coder[0] != content:
+            self._coder = (content, LatentCoder(self))
         return self._coder[1]
 
     def __getstate__(self) -> dict[str, Any]:
         # The coder is derived: copies and pickles make their own when they need one.
         return {**self.__dict__, "_coder": None}
+
+
+def _content(tensor: Tensor) -> int:
+    """A checksum of the bits: PyTorch's version counter misses writes through ``.data``."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return zlib.crc32(flat.view(torch.uint8).numpy().data)
 
 
 def _spatial(gains: Tensor) -> Tensor:  # [B, C] -> [B, C, 1, 1]

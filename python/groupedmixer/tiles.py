@@ -8,10 +8,22 @@ from dataclasses import dataclass
 
 from .limits import MAX_SIDE
 
-__all__ = ["LATENT_STRIDE", "MAX_TILE", "MIN_TILE", "TileGrid", "is_tile_size", "tile_grid"]
+__all__ = [
+    "LATENT_STRIDE",
+    "MAX_PATCH",
+    "MAX_TILE",
+    "MIN_TILE",
+    "TileGrid",
+    "is_tile_size",
+    "latent_size",
+    "latent_tiles",
+    "tile_grid",
+]
 
 LATENT_STRIDE = 16  # pixels per latent position, along each side
-MIN_TILE, MAX_TILE = 16, 1024  # latents; a tile size is a power of two
+# Latents; a tile size is a power of two. The context cache of a tile is what a decoder must hold at
+# once, and a header of a few bytes must not be able to ask for more of it than an encoder does.
+MIN_TILE, MAX_TILE = 16, 64
 MAX_PATCH = MIN_TILE  # k_h, k_w: so a tile holds at least one patch
 
 
@@ -40,8 +52,14 @@ class TileGrid:
 
 
 def is_tile_size(tile: int) -> bool:
-    """Whether files may have tiles of this many latents: a power of two, 16..1024."""
+    """Whether files may have tiles of this many latents: 16, 32 or 64."""
     return MIN_TILE <= tile <= MAX_TILE and tile & (tile - 1) == 0
+
+
+def latent_size(height: int, width: int, k_h: int, k_w: int) -> tuple[int, int]:
+    """The latent grid of an image: ceil(size / 16), rounded up to multiples of (k_h, k_w)."""
+    rows, columns = -(-height // LATENT_STRIDE), -(-width // LATENT_STRIDE)
+    return -(-rows // k_h) * k_h, -(-columns // k_w) * k_w
 
 
 def latent_tiles(height: int, width: int, tile: int, k_h: int, k_w: int) -> TileGrid:
@@ -64,16 +82,14 @@ def latent_tiles(height: int, width: int, tile: int, k_h: int, k_w: int) -> Tile
     return TileGrid(height, width, tile - tile % k_h, tile - tile % k_w)
 
 
-def tile_grid(width: int, height: int, tile: int, k_h: int, k_w: int) -> TileGrid:
-    """The tiles of a picture of width x height pixels.
-
-    The latent grid is ceil(size / 16), rounded up to multiples of (k_h, k_w). ValueError if an
-    argument is out of its range.
-    """
-    for name, value in (("width", width), ("height", height)):
-        if not 1 <= value <= MAX_SIDE:
-            raise ValueError(f"{name} must be in 1..{MAX_SIDE}, got {value}")
-    rows, columns = -(-height // LATENT_STRIDE), -(-width // LATENT_STRIDE)
-    # max(): a patch of 0 is latent_tiles' to refuse
-    rows, columns = rows + -rows % max(k_h, 1), columns + -columns % max(k_w, 1)
-    return latent_tiles(rows, columns, tile, k_h, k_w)
+def tile_grid(height: int, width: int, tile: int, k_h: int, k_w: int) -> TileGrid:
+    """The tiles of a picture of height x width pixels. ValueError as in `latent_tiles`."""
+    for name, value, most in (
+        ("height", height, MAX_SIDE),
+        ("width", width, MAX_SIDE),
+        ("k_h", k_h, MAX_PATCH),
+        ("k_w", k_w, MAX_PATCH),
+    ):
+        if not 1 <= value <= most:
+            raise ValueError(f"{name} must be in 1..{most}, got {value}")
+    return latent_tiles(*latent_size(height, width, k_h, k_w), tile, k_h, k_w)

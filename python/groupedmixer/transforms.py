@@ -39,7 +39,7 @@ def make_synthesis(config: Config) -> nn.Module:
 def block_transform_basis(rows: int) -> Tensor:  # [rows, 3, 16, 16]
     """The ``rows`` lowest frequencies of an orthonormal 16x16 DCT over opponent colours.
 
-    Three quarters (less a little) of the rows go to luma, as in 5 : 1.5 : 1.5 for 256 rows; the
+    Five eighths of the rows go to luma, the rest to the two chroma planes in equal parts. The
     colour axes are the orthonormal (1,1,1), (1,0,-1), (1,-2,1), so that squared error in RGB is
     squared error in the coefficients.
     """
@@ -51,10 +51,11 @@ def block_transform_basis(rows: int) -> Tensor:  # [rows, 3, 16, 16]
     frequencies = sorted(
         ((i, j) for i in range(STRIDE) for j in range(STRIDE)), key=lambda f: (f[0] + f[1], f)
     )
-    chroma = min(rows * 3 // 16, STRIDE * STRIDE)
+    # A plane has 256 frequencies: beyond that, what luma cannot take goes to chroma.
+    chroma = max(rows * 3 // 16, -(-(rows - STRIDE * STRIDE) // 2))
     counts = (rows - 2 * chroma, chroma, chroma)
-    # Interleaved by frequency over the planes, so that every channel slice but the last few starts
-    # with what matters most and later slices refine it.
+    # Interleaved over the planes by relative frequency: the first channel slice holds the lowest of
+    # all three, later slices refine it.
     chosen = sorted(
         (rank / count, plane, frequency)
         for plane, count in enumerate(counts)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from . import container
 from .codec import Codec
 from .config import CONFIGS
 from .errors import WrongWeightsError
-from .export import fingerprint, load_state
+from .export import load_weights
 from .model import GroupedMixer
 
 __all__ = ["available", "load", "load_for", "load_model"]
@@ -28,7 +29,8 @@ def available() -> list[str]:
     return sorted(path.stem for path in _FOLDER.glob("*.safetensors"))
 
 
-def _path(name: str) -> Path:
+def _path(name: str | os.PathLike[str]) -> Path:
+    name = os.fspath(name)
     if name.endswith(".safetensors"):
         return Path(name)
     resolved = _NEWEST.get(name, name)
@@ -45,7 +47,7 @@ def _path(name: str) -> Path:
     )
 
 
-def load_model(name: str = "rt") -> GroupedMixer:
+def load_model(name: str | os.PathLike[str] = "rt") -> GroupedMixer:
     """The model itself, in eval mode, float32: to fine-tune, or to take its parts.
 
     Parameters
@@ -61,11 +63,10 @@ def load_model(name: str = "rt") -> GroupedMixer:
     OSError
         If the file cannot be read.
     """
-    _, state = load_state(_path(name))
-    return GroupedMixer.from_state_dict(state).eval()
+    return load_weights(_path(name)).model()
 
 
-def load(name: str = "rt", device: str | torch.device = "cpu") -> Codec:
+def load(name: str | os.PathLike[str] = "rt", device: str | torch.device = "cpu") -> Codec:
     """A codec with bundled weights (or those of a file): `Codec.compress`, `Codec.decompress`.
 
     Parameters
@@ -82,8 +83,7 @@ def load(name: str = "rt", device: str | torch.device = "cpu") -> Codec:
     OSError
         If the weights cannot be read.
     """
-    stored_name, state = load_state(_path(name))
-    return Codec(GroupedMixer.from_state_dict(state), stored_name, device)
+    return Codec(load_weights(_path(name)), device)
 
 
 def load_for(data: bytes | bytearray | memoryview, device: str | torch.device = "cpu") -> Codec:
@@ -110,5 +110,5 @@ def _load_once(name: str, device: str) -> Codec:
 @cache
 def _fingerprints() -> tuple[tuple[str, bytes], ...]:
     return tuple(
-        (name, fingerprint(load_state(_FOLDER / f"{name}.safetensors")[1])) for name in available()
+        (name, load_weights(_FOLDER / f"{name}.safetensors").fingerprint) for name in available()
     )

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from ..config import CONFIGS, get_config
+from ..container import check_name
 from ..export import save_weights
 from ..model import GroupedMixer
 from .data import CropSampler, load_pictures
@@ -42,8 +43,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
+    try:
+        check_name("the name of --output", args.output.stem)
+    except ValueError as error:
+        parser.error(str(error))
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+
     torch.manual_seed(args.seed)
-    exclude = frozenset(args.exclude.read_text().split()) if args.exclude else frozenset()
+    torch.set_flush_denormal(True)  # likelihood tails are denormal, and those are slow on CPUs
+    exclude = frozenset(args.exclude.read_text().splitlines()) if args.exclude else frozenset()
     start = time.monotonic()
     pictures, problems = load_pictures(args.data, args.crop, exclude)
     for problem in problems:
@@ -59,8 +67,8 @@ def main() -> None:
         checkpoint=args.checkpoint,
     )
     trained = train(model, data, settings)
-    mark = save_weights(trained, args.output, args.output.stem)
-    print(f"wrote {args.output}, fingerprint {mark.hex()}")
+    weights = save_weights(trained, args.output, args.output.stem)
+    print(f"wrote {args.output}, fingerprint {weights.fingerprint.hex()}")
 
 
 if __name__ == "__main__":

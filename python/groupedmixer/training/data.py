@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+
+from ..errors import GmxError
+from ..images import read_picture
 
 __all__ = ["CropSampler", "load_pictures"]
 
@@ -24,7 +27,7 @@ def _encoded(source: Path) -> Iterator[tuple[str, bytes]]:
     """(name, bytes) of every picture file in a folder (recursively) or a tar file."""
     if source.is_dir():
         for path in sorted(source.rglob("*")):
-            if path.suffix.lower() in _SUFFIXES:
+            if path.suffix.lower() in _SUFFIXES and path.is_file():
                 yield path.name, path.read_bytes()
         return
     with tarfile.open(source) as archive:
@@ -64,8 +67,8 @@ def load_pictures(
             if name in exclude:
                 continue
             try:
-                picture = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-            except (UnidentifiedImageError, OSError, SyntaxError) as error:
+                picture = read_picture(io.BytesIO(data)).rgb
+            except GmxError as error:
                 problems.append(f"{source}/{name}: {error}")
                 continue
             if min(picture.shape[:2]) < crop:
@@ -97,6 +100,14 @@ class CropSampler:
         """The next crops."""
         crops = np.stack([self._next_crop() for _ in range(self._batch)])
         return torch.from_numpy(crops).permute(0, 3, 1, 2).float().div_(255)
+
+    def state(self) -> str:
+        """Where the sampler stands, for `restore`."""
+        return json.dumps([self._random.bit_generator.state, self._queue])
+
+    def restore(self, state: str) -> None:
+        """Goes on where the sampler stood that gave this state. The pictures must be the same."""
+        self._random.bit_generator.state, self._queue = json.loads(state)
 
     def _next_crop(self) -> _Picture:
         if not self._queue:

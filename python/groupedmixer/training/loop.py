@@ -98,7 +98,6 @@ def train(model: GroupedMixer, data: CropSampler, settings: Settings) -> Grouped
 
     A run that was cut off goes on from ``settings.checkpoint`` with the time it had left.
     """
-    torch.set_flush_denormal(True)  # likelihood tails are denormal, and those are slow on CPUs
     average = torch.optim.swa_utils.AveragedModel(
         model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(settings.ema)
     )
@@ -111,13 +110,15 @@ def train(model: GroupedMixer, data: CropSampler, settings: Settings) -> Grouped
         optimizer.load_state_dict(state["optimizer"])
         step, elapsed, mean_norm = state["step"], state["elapsed"], state["mean_norm"]
         saved_at = elapsed
+        data.restore(state["data"])
+        torch.set_rng_state(state["random"])
         print(f"resumed at step {step}, {elapsed / 60:.1f} min", flush=True)
     elif settings.checkpoint is not None:
         settings.checkpoint.parent.mkdir(parents=True, exist_ok=True)
 
     budget = settings.minutes * 60
     model.train()
-    sums = torch.zeros(3)
+    sums, counted, failures = torch.zeros(3), 0, 0
     last = time.monotonic()
     while elapsed < budget:
         done = elapsed / budget
@@ -132,19 +133,25 @@ def train(model: GroupedMixer, data: CropSampler, settings: Settings) -> Grouped
         loss, bpp, mse = rate_distortion_loss(x, out, quality)
         optimizer.zero_grad()
         loss.backward()
-        bound = settings.clip * mean_norm if step >= 20 else math.inf
+        bound = settings.clip * mean_norm if step >= 20 and mean_norm else math.inf
         norm = nn.utils.clip_grad_norm_(model.parameters(), bound).item()
         if math.isfinite(norm):
-            mean_norm = norm if step == 0 else 0.98 * mean_norm + 0.02 * min(norm, 4 * mean_norm)
+            mean_norm = 0.98 * mean_norm + 0.02 * min(norm, 4 * mean_norm) if mean_norm else norm
             optimizer.step()
             average.update_parameters(model)
+            failures = 0
+        else:
+            failures += 1
+            if failures == 100:
+                raise FloatingPointError("100 gradients in a row were not finite: training stops")
         step += 1
         now = time.monotonic()
         elapsed, last = elapsed + now - last, now
 
         sums += torch.tensor([loss.item(), bpp.mean().item(), mse.log10().mean().item()])
+        counted += 1
         if step % settings.log_every == 0:
-            mean = sums / settings.log_every
+            mean = sums / counted
             psnr = 10 * (2 * math.log10(255) - mean[2].item())
             print(
                 f"step {step} {elapsed / 60:.1f} min loss {mean[0]:.4f} bpp {mean[1]:.3f} "
@@ -152,6 +159,7 @@ def train(model: GroupedMixer, data: CropSampler, settings: Settings) -> Grouped
                 flush=True,
             )
             sums.zero_()
+            counted = 0
         if settings.checkpoint is not None and (elapsed - saved_at > 180 or elapsed >= budget):
             saved_at = elapsed
             partial = settings.checkpoint.with_suffix(".partial")
@@ -163,6 +171,8 @@ def train(model: GroupedMixer, data: CropSampler, settings: Settings) -> Grouped
                     "step": step,
                     "elapsed": elapsed,
                     "mean_norm": mean_norm,
+                    "data": data.state(),
+                    "random": torch.get_rng_state(),
                 },
                 partial,
             )
