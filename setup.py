@@ -6,15 +6,18 @@
 
 A source's name says how it is compiled:
 
-- ``*_isa.cpp``     once per instruction set of `isa_variants`; no torch
-- ``*_cuda_op.cpp`` and ``*.cu``  only where CUDA is built
-- other ``*.cpp``   into ``_rans`` if in `RANS_SOURCES`, else into ``_C``
+- ``*_op.cpp``, ``library.cpp``   into ``_C``
+- ``*_cuda_op.cpp``, ``*.cu``     into ``_C``, only where CUDA is built
+- ``*_module.cpp``              into ``_rans``
+- ``*_isa.cpp``                 once per instruction set of `isa_variants`, into both
+- other ``*.cpp``               once, into both; like ``*_isa.cpp`` without torch and Python
 
 Environment:
 
 - ``GROUPEDMIXER_CUDA``     auto (default): where torch and a toolkit fit; 0: never; 1: or fail
 - ``GROUPEDMIXER_WERROR``   1 makes warnings errors
-- ``CUDA_HOME``, ``CUDA_PATH``, ``TORCH_CUDA_ARCH_LIST``, ``MAX_JOBS``, ``CXX``: as usual
+- ``CUDA_HOME``, ``CUDA_PATH``, ``TORCH_CUDA_ARCH_LIST``, ``MAX_JOBS``, ``CXX``, ``CXXFLAGS``: as
+  usual
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -39,8 +43,28 @@ CSRC = ROOT / "csrc"
 
 # Contraction would let a compiler merge a*b+c or not as it likes, which changes bits; no other
 # floating-point licence is taken either, whatever CXXFLAGS says.
-CXX_FLAGS = ["-O3", "-Wall", "-Wextra", "-fno-fast-math", "-ffp-contract=off"]
-NVCC_FLAGS = ["-O3", "--fmad=false", "-Xcompiler=-Wall,-Wextra,-ffp-contract=off"]
+# Symbols are hidden, as Python loads both modules and torch into one process.
+CXX_FLAGS = [
+    "-O3",
+    "-Wall",
+    "-Wextra",
+    "-fno-fast-math",
+    "-ffp-contract=off",
+    "-fvisibility=hidden",
+]
+NVCC_FLAGS = [
+    "-O3",
+    "--fmad=false",
+    "-Xcompiler=-Wall,-Wextra,-ffp-contract=off,-fvisibility=hidden",
+]
+# Of what knows no torch; torch chooses the standard of the rest.
+CXX_STANDARD = "-std=c++17"
+
+OLDEST_TORCH = (2, 11)  # as in build_backend.py
+WANTED_TORCH = (
+    f"building groupedmixer needs torch >= {OLDEST_TORCH[0]}.{OLDEST_TORCH[1]} (install it first, "
+    "or let pip fetch it by building without --no-build-isolation)"
+)
 
 # Code for A100 and H100, and PTX of compute_90 for what comes after. Not compute_90a, whose PTX
 # runs on nothing else.
@@ -96,12 +120,21 @@ def isa_variants(machine: str) -> list[IsaVariant]:
     return [scalar, IsaVariant("avx2", avx2), IsaVariant("avx512", avx2 + avx512)]
 
 
+def folder_with(root: Path, name: str, *patterns: str) -> Path | None:
+    """The first of the folders of `root` that holds a file."""
+    folders = (folder for pattern in patterns for folder in sorted(root.glob(pattern)))
+    return next((folder for folder in folders if (folder / name).is_file()), None)
+
+
+def runtime_folder(root: Path) -> Path | None:
+    """Where a toolkit keeps the CUDA runtime that the kernels are linked with."""
+    return folder_with(root, "libcudart_static.a", "lib64", "lib", "targets/*/lib")
+
+
 def is_toolkit(root: Path) -> bool:
-    """Whether `root` holds a compiler and headers, rather than just a wrapper script."""
-    headers = [root / "include", *root.glob("targets/*/include")]
-    return (root / "bin" / "nvcc").is_file() and any(
-        (folder / "cuda_runtime.h").is_file() for folder in headers
-    )
+    """Whether `root` holds a compiler, headers and runtime, rather than just a wrapper script."""
+    headers = folder_with(root, "cuda_runtime.h", "include", "targets/*/include")
+    return (root / "bin" / "nvcc").is_file() and None not in (headers, runtime_folder(root))
 
 
 def run(*command: str | Path) -> str:
@@ -155,8 +188,8 @@ def decide_cuda(
         problem = "torch is built for ROCm"
     elif toolkit is None:
         problem = (
-            "no CUDA toolkit found (a folder with bin/nvcc and cuda_runtime.h) through CUDA_HOME, "
-            "CUDA_PATH, nvcc on the PATH or /usr/local/cuda"
+            "no CUDA toolkit found (a folder with bin/nvcc, cuda_runtime.h and libcudart_static.a) "
+            "through CUDA_HOME, CUDA_PATH, nvcc on the PATH or /usr/local/cuda"
         )
     elif torch_cuda and torch_cuda.split(".")[0] != toolkit.version.split(".")[0]:
         wanted, found = torch_cuda.split(".")[0], toolkit.version.split(".")[0]
@@ -177,13 +210,25 @@ def decide_cuda(
 
 def job_count(environ: Mapping[str, str], memory: int, cpus: int) -> int:
     """MAX_JOBS, or as many as processors and memory allow."""
-    if environ.get("MAX_JOBS"):
-        return max(1, int(environ["MAX_JOBS"]))
+    setting = environ.get("MAX_JOBS")
+    if setting:
+        if not setting.isdecimal() or int(setting) == 0:
+            raise BuildError(f"MAX_JOBS must be a whole number above 0, got {setting!r}")
+        return int(setting)
     return max(1, min(cpus, memory // MEMORY_PER_JOB))
 
 
-def total_memory() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def total_memory(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """What the machine has, or its container may take, in bytes."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # of cgroup v2 and v1
+        try:
+            text = (cgroups / name).read_text().strip()
+        except OSError:
+            continue
+        if text.isdecimal():  # v2 says "max" where there is no limit
+            limits.append(int(text))
+    return min(limits)
 
 
 # --- sources --------------------------------------------------------------------------------------
@@ -196,14 +241,22 @@ def sources(*patterns: str) -> list[str]:
     )
 
 
-# Sources of both modules would overwrite each other's objects, so every file belongs to one.
-RANS_SOURCES = ["csrc/entropy/rans.cpp", "csrc/entropy/rans_module.cpp", "csrc/entropy/tables.cpp"]
-
-
 def op_sources(with_cuda: bool) -> list[str]:
-    elsewhere = {*sources("*_isa.cpp", "*_cuda_op.cpp"), *RANS_SOURCES}
-    chosen = [source for source in sources("*.cpp") if source not in elsewhere]
-    return chosen + (sources("*.cu", "*_cuda_op.cpp") if with_cuda else [])
+    """Of ``_C``."""
+    cuda = sources("*_cuda_op.cpp", "*.cu")
+    plain = [source for source in sources("*_op.cpp", "library.cpp") if source not in cuda]
+    return plain + (cuda if with_cuda else [])
+
+
+def rans_sources() -> list[str]:
+    """Of ``_rans``."""
+    return sources("*_module.cpp")
+
+
+def core_sources() -> list[str]:
+    """Compiled once and linked into both modules."""
+    elsewhere = {*op_sources(with_cuda=True), *rans_sources(), *sources("*_isa.cpp")}
+    return [source for source in sources("*.cpp") if source not in elsewhere]
 
 
 # --- the build ------------------------------------------------------------------------------------
@@ -219,11 +272,15 @@ def borrow_torch() -> Any:
         try:
             import torch
         except ImportError as error:
-            raise BuildError(
-                "building groupedmixer needs torch >= 2.11: install it first, or let pip fetch it "
-                "by building with isolation (no --no-build-isolation)"
-            ) from error
+            raise BuildError(f"{WANTED_TORCH}, and there is none") from error
+    check_torch(torch.__version__)
     return torch
+
+
+def check_torch(version: str) -> None:
+    release = re.match(r"(\d+)\.(\d+)", version)
+    if release is None or (int(release[1]), int(release[2])) < OLDEST_TORCH:
+        raise BuildError(f"{WANTED_TORCH}, got {version}")
 
 
 def build_info(torch: Any, plan: tuple[bool, str], toolkit: Toolkit | None) -> dict[str, object]:
@@ -287,9 +344,8 @@ def native_build() -> dict[str, Any]:
             nvcc_flags += DEFAULT_GENCODE
         # The static runtime needs no libcudart at import and so runs under a torch without CUDA.
         libraries = ["cudart_static", "rt", "dl", "pthread"]
-        library_dirs = [str(toolkit.root / "lib64"), str(toolkit.root / "lib")]
+        library_dirs = [str(runtime_folder(toolkit.root))]
 
-    depends = [*map(str, sources("*.h", "*_isa.cpp")), "setup.py"]
     ops = cpp_extension.CppExtension(
         "groupedmixer_ext._C",
         op_sources(with_cuda),
@@ -300,66 +356,85 @@ def native_build() -> dict[str, Any]:
         extra_link_args=link_flags,
         libraries=libraries,
         library_dirs=library_dirs,
-        depends=depends,
     )
     rans = Pybind11Extension(
         "groupedmixer_ext._rans",
-        RANS_SOURCES,
+        rans_sources(),
         include_dirs=[str(CSRC)],
-        extra_compile_args=list(cxx_flags),
-        depends=depends,
+        extra_compile_args=[*cxx_flags, CXX_STANDARD],
     )
 
     class BuildNative(cpp_extension.BuildExtension):  # type: ignore[misc, name-defined]
-        """Compiles the ISA variants ahead of the rest and records what was decided."""
+        """Compiles the core ahead of the modules and records what was decided."""
 
         def run(self) -> None:
-            text = render_build_info(info)
-            if self.record().is_file() and self.record().read_text() != text:
-                self.force = True  # another decision: relink, whatever the files' dates say
+            self.recompile = bool(self.force)
+            # Always link: a library in build/ may stem from another decision, with newer files.
+            self.force = True
             super().run()
-            self.record().write_text(text)
-
-        def record(self) -> Path:
-            return Path(self.get_ext_fullpath("groupedmixer_ext._C")).parent / "_build_info.py"
+            record = Path(self.get_ext_fullpath("groupedmixer_ext._C")).parent / "_build_info.py"
+            record.write_text(render_build_info(info))
 
         def build_extensions(self) -> None:
-            ops.extra_objects = [
-                *ops.extra_objects,
-                *compile_variants(self.compiler, Path(self.build_temp), cxx_flags, jobs),
-            ]
+            folder = Path(self.build_temp) / "core"
+            core = compile_core(folder, [*cxx_flags, CXX_STANDARD], jobs, self.recompile)
+            for extension in self.extensions:
+                extension.extra_objects = [*extension.extra_objects, *core]
             super().build_extensions()
 
     return {"ext_modules": [ops, rans], "cmdclass": {"build_ext": BuildNative}}
 
 
-def compile_variants(compiler: Any, build_temp: Path, flags: Sequence[str], jobs: int) -> list[str]:
-    """Compiles every `*_isa.cpp` once per variant, each in its own folder; returns the objects."""
-    headers = [ROOT / header for header in sources("*.h")]
+@dataclass(frozen=True)
+class CoreObject:
+    """An object file of the core, its source and the command that compiles it."""
 
-    def compile_one(task: tuple[IsaVariant, str]) -> str:
-        variant, source = task
-        output_dir = build_temp / variant.name
-        target = Path(compiler.object_filenames([source], output_dir=str(output_dir))[0])
-        inputs = [ROOT / source, ROOT / "setup.py", *headers]
-        if target.is_file() and target.stat().st_mtime > max(i.stat().st_mtime for i in inputs):
-            return str(target)
-        compiler.compile(
-            [source],
-            output_dir=str(output_dir),
-            macros=[("GROUPEDMIXER_VARIANT", variant.name)],
-            include_dirs=[str(CSRC)],
-            extra_postargs=[*flags, *variant.flags],
-        )
-        return str(target)
+    target: Path
+    source: Path
+    command: tuple[str, ...]
 
-    tasks = [
-        (variant, source)
+
+def core_objects(folder: Path, flags: Sequence[str]) -> list[CoreObject]:
+    """What to compile of the core sources, and of `*_isa.cpp` once per variant."""
+    compiler = shlex.split(os.environ.get("CXX", "c++"))
+    compiler += shlex.split(os.environ.get("CXXFLAGS", ""))
+
+    def compiled(part: str, name: str, *extra: str) -> CoreObject:
+        source = ROOT / name
+        target = folder / part / Path(name).with_suffix(".o")
+        files = ["-c", str(source), "-o", str(target)]
+        return CoreObject(target, source, (*compiler, *flags, "-fPIC", f"-I{CSRC}", *extra, *files))
+
+    return [compiled("common", name) for name in core_sources()] + [
+        compiled(variant.name, name, f"-DGROUPEDMIXER_VARIANT={variant.name}", *variant.flags)
         for variant in isa_variants(platform.machine())
-        for source in sources("*_isa.cpp")
+        for name in sources("*_isa.cpp")
     ]
-    with ThreadPoolExecutor(jobs) as pool:
-        return list(pool.map(compile_one, tasks))
+
+
+def compile_core(folder: Path, flags: Sequence[str], jobs: int, force: bool) -> list[str]:
+    """Compiles the core where a command, a source or a header has changed; returns the objects."""
+    newest_header = max((ROOT / header).stat().st_mtime for header in sources("*.h"))
+
+    def compile_one(task: CoreObject) -> str:
+        stamp = task.target.with_suffix(".command")  # written last: there only if all went well
+        command = shlex.join(task.command)
+        if not force and task.target.is_file() and stamp.is_file():
+            newest = max(newest_header, task.source.stat().st_mtime)
+            if stamp.read_text() == command and stamp.stat().st_mtime > newest:
+                return str(task.target)
+        task.target.parent.mkdir(parents=True, exist_ok=True)
+        stamp.unlink(missing_ok=True)
+        print(command, flush=True)
+        subprocess.run(task.command, check=True)
+        stamp.write_text(command)
+        return str(task.target)
+
+    try:
+        with ThreadPoolExecutor(jobs) as pool:
+            return list(pool.map(compile_one, core_objects(folder, flags)))
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise BuildError(f"the compiler failed (set CXX to choose another): {error}") from error
 
 
 def render_build_info(info: Mapping[str, object]) -> str:
@@ -372,9 +447,9 @@ def main() -> None:
     compiles = COMMANDS_THAT_COMPILE & {*sys.argv[1:]}
     try:
         native = native_build() if compiles else {}
+        setup(packages=[*find_packages("python"), "groupedmixer_ext"], **native)
     except BuildError as error:
         sys.exit(f"groupedmixer: {error}")
-    setup(packages=[*find_packages("python"), "groupedmixer_ext"], **native)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
 #include "common/torch_stable.h"
 
 STABLE_TORCH_LIBRARY(groupedmixer, m) {
+  m.def("isa_names() -> str");
   m.def("active_isa() -> int");
   m.def("isa_available(int isa) -> bool");
 

@@ -6,7 +6,6 @@ The output belongs into every bug report.
 
 from __future__ import annotations
 
-import importlib.util
 import platform
 
 import groupedmixer_ext
@@ -14,18 +13,26 @@ import groupedmixer_ext
 
 def collect() -> dict[str, str]:
     """The facts, in the order in which they are printed. Never raises on a broken installation."""
-    return {
+    facts = {
         "groupedmixer_ext": groupedmixer_ext.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
-        **_build(),
-        **_running(),
     }
+    for part, ask in [
+        ("built", _build),
+        ("coder", _coder),
+        ("torch", _torch),
+        ("CUDA devices", _devices),
+        ("kernels", _kernels),
+    ]:
+        try:
+            facts.update(ask())
+        except Exception as error:  # whatever is broken: the report has to say what
+            facts[part] = f"not usable: {type(error).__name__}: {error}"
+    return facts
 
 
 def _build() -> dict[str, str]:
-    if importlib.util.find_spec("groupedmixer_ext._build_info") is None:
-        return {"built": "no"}
     from groupedmixer_ext import _build_info as build
 
     archs = f" for {' '.join(build.CUDA_ARCHS)}" if build.CUDA else ""
@@ -36,26 +43,32 @@ def _build() -> dict[str, str]:
     }
 
 
-def _running() -> dict[str, str]:
-    try:
-        import torch
-    except ImportError:
-        return {"torch": "not installed"}
-    facts = {
-        "torch": f"{torch.__version__} (CUDA {torch.version.cuda or 'none'})",
-        "CUDA devices": ", ".join(
-            torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())
-        )
-        or "none",
-    }
-    try:
-        from groupedmixer_ext import ops
+def _coder() -> dict[str, str]:
+    from groupedmixer_ext import _rans
 
-        facts["variants available"] = " ".join(filter(ops.isa_available, ops.ISAS))
-        facts["variant chosen"] = ops.active_isa()
-    except (ImportError, RuntimeError) as error:
-        facts["kernels"] = f"not usable: {error}"
-    return facts
+    return {"coder": str(_rans.__file__)}
+
+
+def _torch() -> dict[str, str]:
+    import torch
+
+    return {"torch": f"{torch.__version__} (CUDA {torch.version.cuda or 'none'})"}
+
+
+def _devices() -> dict[str, str]:
+    import torch
+
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {"CUDA devices": ", ".join(names) or "none"}
+
+
+def _kernels() -> dict[str, str]:
+    from groupedmixer_ext import ops
+
+    return {
+        "variants available": " ".join(filter(ops.isa_available, ops.ISAS)),
+        "variant chosen": ops.active_isa(),
+    }
 
 
 def main() -> None:

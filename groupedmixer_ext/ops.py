@@ -3,6 +3,9 @@
 
 All of them run on the CPU and, where built, on CUDA, and give the same bits on both and on every
 instruction set. `reference` holds the same functions in plain PyTorch.
+
+None of them has a gradient, and tensors that would need one are an error: call them under
+``torch.no_grad()``, or with ``tensor.detach()``.
 """
 
 from __future__ import annotations
@@ -21,9 +24,6 @@ __all__ = [
     "quantize_group",
     "scale_indexes",
 ]
-
-ISAS = ("scalar", "avx2", "avx512")
-"""Variants of the CPU kernels, in the order of csrc/common/isa.h."""
 
 
 def _load_library() -> None:
@@ -46,6 +46,9 @@ def _load_library() -> None:
 
 _load_library()
 
+ISAS: tuple[str, ...] = tuple(torch.ops.groupedmixer.isa_names.default().split())
+"""Variants of the CPU kernels in this build, widest last."""
+
 
 def active_isa() -> str:
     """The variant of the CPU kernels that runs in this process.
@@ -65,6 +68,28 @@ def isa_available(name: str) -> bool:
     if name not in ISAS:
         raise ValueError(f"name must be one of {', '.join(ISAS)}, got {name!r}")
     return cast(bool, torch.ops.groupedmixer.isa_available.default(ISAS.index(name)))
+
+
+def _require_usable(**tensors: Tensor) -> None:
+    for name, tensor in tensors.items():
+        if tensor.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError(
+                f"{name} must not require grad, as the operator has no gradient; call it under "
+                f"torch.no_grad() or with {name}.detach()"
+            )
+        if tensor.is_cuda:
+            _require_cuda(name)
+
+
+def _require_cuda(name: str) -> None:
+    from groupedmixer_ext import _build_info
+
+    if _build_info.CUDA is None:
+        raise RuntimeError(
+            f"{name} must be on the CPU, as the kernels were built without CUDA "
+            f"({_build_info.CUDA_REASON}); to build them with it, run "
+            "`GROUPEDMIXER_CUDA=1 pip install .` in the source tree"
+        )
 
 
 def quantize_group(
@@ -97,9 +122,10 @@ def quantize_group(
     Raises
     ------
     RuntimeError
-        If an argument breaks these rules, or holds infinity or NaN. To find that out, the CUDA
-        variant waits for its stream.
+        If an argument breaks these rules, holds infinity or NaN (to find that out, the CUDA variant
+        waits for its stream), would need a gradient, or is on CUDA in a build without it.
     """
+    _require_usable(y=y, mean=mean, raw_scale=raw_scale, thresholds=thresholds)
     return cast(
         tuple[Tensor, Tensor, Tensor],
         torch.ops.groupedmixer.quantize_group.default(y, mean, raw_scale, thresholds, skip_below),
@@ -129,6 +155,7 @@ def scale_indexes(
     RuntimeError
         As `quantize_group`.
     """
+    _require_usable(raw_scale=raw_scale, mean=mean, thresholds=thresholds)
     return cast(Tensor, torch.ops.groupedmixer.scale_indexes.default(raw_scale, mean, thresholds))
 
 
@@ -150,8 +177,10 @@ def dequantize_group(
     Raises
     ------
     RuntimeError
-        If an argument breaks these rules.
+        If an argument breaks these rules, would need a gradient, or is on CUDA in a build without
+        it.
     """
+    _require_usable(symbols=symbols, mean=mean)
     return cast(Tensor, torch.ops.groupedmixer.dequantize_group.default(symbols, mean))
 
 

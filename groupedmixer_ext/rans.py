@@ -22,8 +22,9 @@ usually learns the tables of a group from the groups before it.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, SupportsIndex, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +48,7 @@ class Tables:
     ----------
     counts : uint16 array  # [sum(sizes)]
         The tables' counts one after another. Each is at least 1, each table sums to 4096.
-    sizes : integer array  # [T]
+    sizes : integer array  # [T], T <= 4096
         Number of slots of each table, the escape included: 2 .. 4096.
     offsets : integer array  # [T]
         The value of each table's first slot. All values of a table lie in int16.
@@ -95,7 +96,11 @@ class Tables:
 
 
 class Encoder:
-    """Collects groups of symbols and writes them as one stream."""
+    """Collects groups of symbols and writes them as one stream.
+
+    Not for several threads at a time: an encoder that another thread is using raises RuntimeError
+    and is not affected.
+    """
 
     __slots__ = ("_native",)
 
@@ -113,8 +118,8 @@ class Encoder:
 
         Parameters
         ----------
-        symbols : int16 array, C-contiguous  # [...]
-        indexes : uint8 or uint16 array, C-contiguous  # [...], as symbols
+        symbols : int16 array, C-contiguous and aligned  # [...]
+        indexes : uint8 or uint16 array, C-contiguous and aligned  # [...], as symbols
             The table of each symbol.
         tables : Tables
         skip_below : int
@@ -132,7 +137,9 @@ class Encoder:
                 f"indexes must have the shape of symbols, {list(symbols.shape)}, "
                 f"got {list(indexes.shape)}"
             )
-        self._native.push(symbols, indexes, _native_tables(tables), skip_below)
+        self._native.push(
+            symbols, indexes, _native_tables(tables), _as_int("skip_below", skip_below)
+        )
 
     def finish(self, lanes: int = 0) -> bytes:
         """Returns the stream of all groups pushed so far; the encoder does not change.
@@ -142,8 +149,13 @@ class Encoder:
         lanes : {0, 1, 4, 8, 16, 32}
             Number of interleaved coder states, 4 bytes each. More of them decode faster. 0 chooses
             the largest number that adds at most 0.75 % to the stream.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `lanes` is another number, or none.
         """
-        return self._native.finish(lanes)
+        return self._native.finish(_as_int("lanes", lanes))
 
     @property
     def estimated_bits(self) -> float:
@@ -164,7 +176,9 @@ class Encoder:
 class Decoder:
     """Reads a stream group by group.
 
-    After an error a decoder can no longer be used.
+    After a `RansError`, or a ValueError about the numbers in ``indexes`` or ``skip_below``, a
+    decoder can no longer be used. Not for several threads at a time: a decoder that another thread
+    is using raises RuntimeError and is not affected.
 
     Parameters
     ----------
@@ -192,7 +206,7 @@ class Decoder:
 
         Parameters
         ----------
-        indexes : uint8 or uint16 array, C-contiguous  # [...]
+        indexes : uint8 or uint16 array, C-contiguous and aligned  # [...]
             The same as were given to the encoder, and so `tables` and `skip_below`.
 
         Returns
@@ -207,7 +221,7 @@ class Decoder:
             If an argument is wrong.
         """
         _require_array("indexes", indexes, (np.uint8, np.uint16))
-        return self._native.pop(indexes, _native_tables(tables), skip_below)
+        return self._native.pop(indexes, _native_tables(tables), _as_int("skip_below", skip_below))
 
     def finish(self) -> None:
         """Checks that nothing is left of the stream; raises `RansError` otherwise."""
@@ -252,6 +266,21 @@ def _require_array(
             f"{name} must be C-contiguous, got shape {list(value.shape)} with strides "
             f"{list(value.strides)}"
         )
+    if not value.flags.aligned:
+        raise ValueError(
+            f"{name} must be aligned to {value.dtype.itemsize} bytes, got an array that begins "
+            "between them; copy it"
+        )
+
+
+def _as_int(name: str, value: SupportsIndex) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}") from None
+    if not -(2**31) <= number < 2**31:
+        raise ValueError(f"{name} must fit in int32, got {number}")
+    return number
 
 
 def _as_int32(name: str, value: object) -> NDArray[np.int32]:

@@ -3,6 +3,9 @@
 
 import importlib.util
 import os
+import platform
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -44,8 +47,9 @@ def make_toolkit(root: Path, version: str) -> Path:
         f"--dryrun) echo '#$ _SPACE_= '; echo '#$ TOP={root}/bin/..' >&2;;",
         "esac",
     )
-    (root / "include").mkdir()
-    (root / "include" / "cuda_runtime.h").touch()
+    for name in ("include/cuda_runtime.h", "lib64/libcudart_static.a"):
+        (root / name).parent.mkdir()
+        (root / name).touch()
     return root
 
 
@@ -84,9 +88,20 @@ def test_environment_variables_come_first_but_have_to_be_right(tmp_path: Path) -
     assert find({}, tmp_path) == setup.Toolkit(default.resolve(), "13.0")
 
 
-def test_compiler_without_headers_is_no_toolkit(tmp_path: Path) -> None:
-    (make_toolkit(tmp_path / "named", "12.8") / "include" / "cuda_runtime.h").unlink()
+@pytest.mark.parametrize("missing", ["include/cuda_runtime.h", "lib64/libcudart_static.a"])
+def test_compiler_alone_is_no_toolkit(tmp_path: Path, missing: str) -> None:
+    (make_toolkit(tmp_path / "named", "12.8") / missing).unlink()
     assert find({"CUDA_HOME": str(tmp_path / "named")}, tmp_path) is None
+
+
+def test_toolkit_with_a_folder_for_each_target(tmp_path: Path) -> None:
+    root = make_toolkit(tmp_path / "named", "12.8")
+    target = root / "targets" / "x86_64-linux"
+    target.mkdir(parents=True)
+    (root / "include").rename(target / "include")
+    (root / "lib64").rename(target / "lib")
+    assert find({"CUDA_HOME": str(root)}, tmp_path) == setup.Toolkit(root.resolve(), "12.8")
+    assert setup.runtime_folder(root) == target / "lib"
 
 
 TOOLKIT = setup.Toolkit(Path("/cuda"), "13.0")
@@ -139,13 +154,93 @@ def test_jobs_leave_room_in_memory() -> None:
     assert setup.job_count({}, memory=1 << 30, cpus=64) == 1
 
 
+@pytest.mark.parametrize("setting", ["many", "0", "-1", "1.5"])
+def test_jobs_are_a_number(setting: str) -> None:
+    with pytest.raises(setup.BuildError, match="MAX_JOBS must be a whole number above 0, got '"):
+        setup.job_count({"MAX_JOBS": setting}, memory=1 << 30, cpus=2)
+
+
+def test_memory_is_what_the_container_may_take(tmp_path: Path) -> None:
+    machine = setup.total_memory(tmp_path)
+    (tmp_path / "memory.max").write_text("max\n")
+    assert setup.total_memory(tmp_path) == machine
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory" / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+    assert setup.total_memory(tmp_path) == machine
+    (tmp_path / "memory.max").write_text("4096\n")
+    assert setup.total_memory(tmp_path) == 4096
+
+
+def test_old_torch_is_refused() -> None:
+    assert setup.OLDEST_TORCH == backend._OLDEST_TORCH
+    for version in ("2.11.0", "2.15.0+cu132", "3.0.0.dev20270101"):
+        setup.check_torch(version)
+    for version in ("2.10.1+cpu", "1.13.0", "unknown"):
+        with pytest.raises(setup.BuildError, match=r"needs torch >= 2\.11 .*, got "):
+            setup.check_torch(version)
+
+
 def test_every_source_is_compiled_in_one_way() -> None:
     ops, with_cuda = setup.op_sources(False), setup.op_sources(True)
-    variants = setup.sources("*_isa.cpp")
-    assert not set(ops) & {*variants, *setup.RANS_SOURCES} and set(ops) < set(with_cuda)
-    assert {*with_cuda, *variants, *setup.RANS_SOURCES} == {*setup.sources("*.cpp", "*.cu")}
-    stems = [os.path.splitext(source)[0] for source in with_cuda]
+    chosen = with_cuda + setup.rans_sources() + setup.core_sources() + setup.sources("*_isa.cpp")
+    assert sorted(chosen) == setup.sources("*.cpp", "*.cu") and set(ops) < set(with_cuda)
+    stems = [os.path.splitext(source)[0] for source in with_cuda + setup.rans_sources()]
     assert len(stems) == len(set(stems)), "two sources of one folder share an object"
+
+
+def test_core_knows_no_torch_and_no_python() -> None:
+    for source in setup.core_sources() + setup.sources("*_isa.cpp"):
+        text = (ROOT / source).read_text()
+        assert "torch" not in text and "pybind11" not in text, source
+
+
+def test_core_is_compiled_again_when_the_command_differs(tmp_path: Path, monkeypatch) -> None:
+    log = tmp_path / "log"
+    compiler = make_script(
+        tmp_path / "c++",
+        f'echo "$*" >> {log}',
+        'for last; do :; done; touch "$last"',  # the object
+    )
+    monkeypatch.setenv("CXX", str(compiler))
+
+    def compiled(*flags: str, force: bool = False) -> int:
+        log.write_text("")
+        objects = setup.compile_core(tmp_path / "core", flags, 1, force)
+        assert all(Path(target).is_file() for target in objects)
+        assert len(objects) == len(set(objects))
+        return len(log.read_text().splitlines())
+
+    everything = compiled("-O1")
+    assert everything >= len(setup.core_sources()) + len(setup.sources("*_isa.cpp"))
+    assert compiled("-O1") == 0
+    assert compiled("-O2") == everything
+    assert compiled("-O2", force=True) == everything
+    monkeypatch.setenv("CXX", f"env {compiler}")
+    assert compiled("-O2") == everything
+    monkeypatch.setenv("CXX", "false")
+    with pytest.raises(setup.BuildError, match="the compiler failed"):
+        compiled("-O2")
+
+
+def test_variants_share_no_symbol(tmp_path: Path) -> None:
+    """The linker keeps one copy of what variants share, maybe the one no older machine can run."""
+    if shutil.which("nm") is None or shutil.which(os.environ.get("CXX", "c++")) is None:
+        pytest.skip("no nm or no C++ compiler (set CXX)")
+    for variant in setup.isa_variants(platform.machine()):
+        for task in setup.core_objects(tmp_path, [*setup.CXX_FLAGS, setup.CXX_STANDARD]):
+            target = task.target
+            if target.relative_to(tmp_path).parts[0] != variant.name:
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            subprocess.run(task.command, check=True)
+            listing = subprocess.run(
+                ["nm", "--demangle", "--defined-only", "--extern-only", "--format=posix", target],
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+            names = [re.sub(r" \S \S+ \S*$", "", line) for line in listing.splitlines()]
+            assert names and all(f"::{variant.name}::" in name for name in names), listing
 
 
 def test_backend_asks_for_torch_only_where_it_is_missing(tmp_path: Path) -> None:

@@ -1,17 +1,24 @@
 # SPDX-License-Identifier: MIT
 """The operators against their twins in groupedmixer_ext.reference, on every instruction set."""
 
+import ctypes
+import math
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from groupedmixer_ext import ops, reference
+import groupedmixer_ext
+from groupedmixer_ext import _build_info, info, ops, reference
 
+ROOT = Path(__file__).resolve().parent.parent
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
@@ -61,23 +68,86 @@ def check_all(device: str) -> None:
         assert_same((ops.dequantize_group(symbols, mean),), (y_hat,))
 
 
+def check_overflow(device: str) -> None:
+    """Finite numbers whose difference is not."""
+    y = torch.tensor([3e38, -3e38], device=device).repeat(50)
+    arguments = (y, -y, torch.ones_like(y), torch.zeros(1, device=device), 0)
+    actual = ops.quantize_group(*arguments)
+    assert_same(actual, reference.quantize_group(*arguments))
+    assert actual[0][:2].tolist() == [32767, -32768]
+
+
+def check_not_finite(device: str) -> None:
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        for position in (0, 31, 32, 99):
+            for name in ("y", "mean", "raw_scale"):
+                y, mean, raw_scale, thresholds = group(100, device=device)
+                {"y": y, "mean": mean, "raw_scale": raw_scale}[name][position] = bad
+                message = f"^{name} must be finite, got infinity or NaN"
+                for module in (ops, reference):
+                    with pytest.raises(RuntimeError, match=message):
+                        module.quantize_group(y, mean, raw_scale, thresholds, 0)
+                    if name != "y":
+                        with pytest.raises(RuntimeError, match=message):
+                            module.scale_indexes(raw_scale, mean, thresholds)
+
+
+def check_float_modes() -> None:
+    """The caller's floating-point mode neither changes results nor is changed."""
+    y, mean, raw_scale, thresholds = group(100)
+    symbols, _, y_hat = expected = ops.quantize_group(y, mean, raw_scale, thresholds, 0)
+
+    def results() -> tuple[Tensor, ...]:
+        return (
+            *ops.quantize_group(y, mean, raw_scale, thresholds, 0),
+            ops.dequantize_group(symbols, mean),
+        )
+
+    # A machine that can neither flush denormals nor round upwards has nothing to test.
+    if torch.set_flush_denormal(True):
+        try:
+            flushed = results()
+            tiny = torch.tensor([1e-40]) * 1
+        finally:
+            torch.set_flush_denormal(False)
+        assert_same(flushed, (*expected, y_hat))
+        assert tiny.item() == 0
+
+    upward = {"x86_64": 0x800, "aarch64": 0x400000}.get(platform.machine())
+    if upward is not None:
+        library = ctypes.CDLL("libm.so.6")
+        assert library.fesetround(upward) == 0
+        try:
+            rounded = results()
+            one, little = 1.0, math.ldexp(1.0, -60)
+            above_one = one + little
+        finally:
+            library.fesetround(0)
+        assert_same(rounded, (*expected, y_hat))
+        assert above_one > 1 and one + little == 1
+
+
 def test_ops_equal_the_reference(device: str) -> None:
     check_all(device)
+    check_overflow(device)
 
 
 @pytest.mark.parametrize("isa", ops.ISAS)
 def test_every_variant_equals_the_reference(isa: str) -> None:
     if not ops.isa_available(isa):
         pytest.skip(f"this machine has no {isa}")
-    program = "import test_ops as t; t.check_all('cpu'); print(t.ops.active_isa())"
+    program = (
+        "import test_ops as t; t.check_all('cpu'); t.check_overflow('cpu'); "
+        "t.check_not_finite('cpu'); t.check_float_modes(); print(t.ops.active_isa())"
+    )
     assert run(program, isa).stdout.split()[-1] == isa
 
 
 @pytest.mark.parametrize(
     ("isa", "message"),
     [
-        ("sse9", "must be scalar, avx2 or avx512, got 'sse9'"),
-        ("", "must be scalar, avx2 or avx512"),
+        ("sse9", "must be one of scalar, avx2, avx512, got 'sse9'"),
+        ("", "must be one of scalar, avx2, avx512"),
     ],
 )
 def test_unknown_variant_is_an_error(isa: str, message: str) -> None:
@@ -96,33 +166,49 @@ def run(program: str, isa: str, check: bool = True) -> "subprocess.CompletedProc
     )
 
 
-def test_flush_denormal_does_not_matter() -> None:
-    y, mean, raw_scale, thresholds = group(100)
-    expected = ops.quantize_group(y, mean, raw_scale, thresholds, 0)
-    if not torch.set_flush_denormal(True):
-        pytest.skip("this machine cannot flush denormals")
-    try:
-        actual = ops.quantize_group(y, mean, raw_scale, thresholds, 0)
-        tiny = torch.tensor([1e-40]) * 1  # the caller's mode is back
-    finally:
-        torch.set_flush_denormal(False)
-    assert_same(actual, expected)
-    assert tiny.item() == 0
+def test_one_list_of_variants() -> None:
+    assert ops.ISAS == _build_info.ISAS
+    if ROOT.joinpath("setup.py").is_file():
+        listed = "print(*(v.name for v in setup.isa_variants(platform.machine())))"
+        result = subprocess.run(
+            [sys.executable, "-c", f"import platform, setup; {listed}"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert tuple(result.stdout.split()) == ops.ISAS
 
 
-@pytest.mark.parametrize("position", [0, 63, 64, 99])
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("name", ["y", "mean", "raw_scale"])
-def test_numbers_that_are_not_finite(device: str, name: str, bad: float, position: int) -> None:
-    y, mean, raw_scale, thresholds = group(100, device=device)
-    {"y": y, "mean": mean, "raw_scale": raw_scale}[name][position] = bad
-    message = f"^{name} must be finite, got infinity or NaN"
-    for module in (ops, reference):
-        with pytest.raises(RuntimeError, match=message):
-            module.quantize_group(y, mean, raw_scale, thresholds, 0)
+def test_numbers_that_are_not_finite(device: str) -> None:
+    check_not_finite(device)
+
+
+def test_tensors_that_require_grad_are_refused() -> None:
+    names = ("y", "mean", "raw_scale", "thresholds")
+    for name in names:
+        arguments = dict(zip(names, group(5), strict=True))
+        arguments[name].requires_grad_()
+        with pytest.raises(RuntimeError, match=f"^{name} must not require grad"):
+            ops.quantize_group(**arguments, skip_below=0)
+        with torch.no_grad():
+            ops.quantize_group(**arguments, skip_below=0)
+        del arguments["y"]
         if name != "y":
-            with pytest.raises(RuntimeError, match=message):
-                module.scale_indexes(raw_scale, mean, thresholds)
+            with pytest.raises(RuntimeError, match=f"^{name} must not require grad"):
+                ops.scale_indexes(**arguments)
+    with pytest.raises(RuntimeError, match="^mean must not require grad"):
+        ops.dequantize_group(torch.zeros(3, dtype=torch.int16), torch.zeros(3, requires_grad=True))
+
+
+def test_cuda_tensors_in_a_build_without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_build_info, "CUDA", None)
+    monkeypatch.setattr(_build_info, "CUDA_REASON", "no toolkit")
+    message = r"^symbols must be on the CPU, .* without CUDA \(no toolkit\); .* pip install"
+    with FakeTensorMode():  # has CUDA tensors on every machine
+        symbols = torch.zeros(3, dtype=torch.int16, device="cuda")
+        with pytest.raises(RuntimeError, match=message):
+            ops.dequantize_group(symbols, torch.zeros(3, device="cuda"))
 
 
 @pytest.mark.parametrize(
@@ -188,3 +274,18 @@ def test_info_names_what_runs() -> None:
     ).stdout
     assert f"variant chosen      {ops.active_isa()}" in output
     assert torch.__version__ in output
+
+
+def test_info_reports_what_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise OSError("libcudart.so.13: cannot open shared object file")
+
+    monkeypatch.setattr(torch.cuda, "device_count", fail)
+    monkeypatch.setattr(ops, "active_isa", fail)
+    monkeypatch.delattr(groupedmixer_ext, "_rans", raising=False)
+    monkeypatch.setitem(sys.modules, "groupedmixer_ext._rans", None)
+    facts = info.collect()
+    assert facts["CUDA devices"].startswith("not usable: OSError: libcudart")
+    assert facts["kernels"].startswith("not usable: OSError: libcudart")
+    assert facts["coder"].startswith("not usable: ")
+    assert facts["torch"].startswith(torch.__version__)

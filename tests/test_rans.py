@@ -163,15 +163,35 @@ def test_every_truncation_and_extension_is_an_error() -> None:
             rans.decode(data + extra, indexes, GAUSSIAN)
 
 
+def accepts(data: bytes, indexes: np.ndarray, built: rans.Tables) -> bool:
+    """Whether `data` is decoded; what is has one spelling, so that encoding brings it back."""
+    try:
+        decoded = rans.decode(data, indexes, built)
+    except rans.RansError:
+        return False
+    assert rans.encode(decoded, indexes, built, lanes=rans.Decoder(data).lanes) == data
+    return True
+
+
 @given(st.binary(max_size=60), st.integers(0, 40))
 @settings(max_examples=300, deadline=None)
 def test_any_bytes_are_decoded_or_rejected(data: bytes, count: int) -> None:
-    try:
-        decoded = rans.decode(data, zeros(count), EXAMPLE)
-    except rans.RansError:
-        return
-    # What is accepted has one spelling.
-    assert rans.encode(decoded, zeros(count), EXAMPLE, lanes=rans.Decoder(data).lanes) == data
+    accepts(data, zeros(count), EXAMPLE)
+
+
+@pytest.mark.parametrize("lanes", [1, 4])
+def test_a_changed_stream_has_one_spelling_or_is_rejected(lanes: int) -> None:
+    random = np.random.default_rng(lanes)
+    verdicts = []
+    for _ in range(300):
+        symbols = random.integers(-300, 300, 30).astype(np.int16)  # most of them escapes
+        data = bytearray(rans.encode(symbols, zeros(30), EXAMPLE, lanes=lanes))
+        for _ in range(random.integers(1, 4)):
+            # The escapes are the last part, and take more than half of these streams.
+            first = random.choice([0, len(data) // 2])
+            data[random.integers(first, len(data))] ^= 1 << random.integers(0, 8)
+        verdicts.append(accepts(bytes(data), zeros(30), EXAMPLE))
+    assert 0 < sum(verdicts) < len(verdicts)
 
 
 @pytest.mark.parametrize(
@@ -181,6 +201,7 @@ def test_any_bytes_are_decoded_or_rejected(data: bytes, count: int) -> None:
         ("05 00 00000100", "lane code must be 0 .. 4, got 5"),
         ("00 8000 00000100", "shortest form"),
         ("00 808080808001", "at most 5 bytes"),
+        ("00 8080808010 00000100", r"must be below 2\^32, got 4294967296"),
         ("00 00 000001", "must hold 4 bytes of states and 0 of escapes, got 3"),
         ("00 02 00000100 06", "and 2 of escapes"),
         ("00 00 00000100 00", "odd number of bytes"),
@@ -197,6 +218,9 @@ def test_broken_streams(data: str, message: str) -> None:
 
 def test_a_decoder_that_raised_or_finished_is_unusable() -> None:
     decoder = rans.Decoder(EXAMPLE_BYTES)
+    with pytest.raises(TypeError, match="indexes must be of uint8 or uint16"):
+        decoder.pop(np.ones(1, np.int16), EXAMPLE)
+    assert decoder.pop(zeros(2), EXAMPLE).tolist() == [0, -1]  # nothing had been read
     with pytest.raises(ValueError, match="indexes must be below 1"):
         decoder.pop(np.ones(1, np.uint8), EXAMPLE)
     with pytest.raises(rans.RansError, match="unusable after an earlier error"):
@@ -240,6 +264,16 @@ def test_table_rules(counts, sizes, offsets, error, message) -> None:
             rans.Tables(*arguments)
 
 
+def test_tables_are_at_most_4096() -> None:
+    def build(count: int) -> rans.Tables:
+        counts = np.tile(np.array([4095, 1], np.uint16), count)
+        return rans.Tables(counts, np.full(count, 2), np.zeros(count, np.int32))
+
+    assert len(build(4096)) == 4096
+    with pytest.raises(ValueError, match=r"sizes must name 1 \.\. 4096 tables, got 4097"):
+        build(4097)
+
+
 def test_tables_are_read_only_and_copy() -> None:
     with pytest.raises(ValueError, match="read-only"):
         EXAMPLE.counts[0] = 1
@@ -260,12 +294,28 @@ def test_tables_are_read_only_and_copy() -> None:
         (np.ones(1, np.int16), zeros(1), {"skip_below": 1}, ValueError, "0 where indexes <"),
         (np.zeros(1, np.int16), zeros(1), {"skip_below": 2}, ValueError, "skip_below must be 0"),
         (np.zeros(1, np.int16), zeros(1), {"skip_below": -1}, ValueError, "skip_below must be 0"),
+        (np.zeros(1, np.int16), zeros(1), {"skip_below": 2**70}, ValueError, "skip_below must fit"),
+        (np.zeros(1, np.int16), zeros(1), {"skip_below": 0.5}, TypeError, "skip_below must be an"),
         (np.zeros(1, np.int16), zeros(1), {"lanes": 2}, ValueError, "lanes must be 0"),
+        (np.zeros(1, np.int16), zeros(1), {"lanes": 2**40}, ValueError, "lanes must fit in int32"),
+        (np.zeros(1, np.int16), zeros(1), {"lanes": "4"}, TypeError, "lanes must be an integer"),
     ],
 )
 def test_wrong_arguments(symbols, indexes, options, error, message) -> None:
     with pytest.raises(error, match=message):
         rans.encode(symbols, indexes, EXAMPLE, **options)
+
+
+def test_arrays_that_are_not_aligned() -> None:
+    def shifted(count: int, dtype: type) -> np.ndarray:
+        return np.frombuffer(bytes(2 * count + 1), dtype, offset=1)
+
+    with pytest.raises(ValueError, match="symbols must be aligned to 2 bytes"):
+        rans.encode(shifted(3, np.int16), zeros(3), EXAMPLE)
+    with pytest.raises(ValueError, match="indexes must be aligned to 2 bytes"):
+        rans.encode(np.zeros(3, np.int16), shifted(3, np.uint16), EXAMPLE)
+    with pytest.raises(ValueError, match="indexes must be aligned to 2 bytes"):
+        rans.decode(EXAMPLE_BYTES, shifted(7, np.uint16), EXAMPLE)
 
 
 def test_a_failed_push_changes_nothing() -> None:
@@ -287,20 +337,22 @@ def test_two_threads_on_one_object_raise_or_work_but_never_crash() -> None:
     symbols, indexes = random_group(0, (20_000,))
     encoder = rans.Encoder()
     decoder = rans.Decoder(rans.encode(symbols, indexes, GAUSSIAN))
+    pushed: list[None] = []
+    popped: list[np.ndarray] = []
     unexpected: list[Exception] = []
 
     def work() -> None:
         for _ in range(40):
             for action in (
-                lambda: encoder.push(symbols, indexes, GAUSSIAN),
-                lambda: decoder.pop(indexes, GAUSSIAN),
+                lambda: pushed.append(encoder.push(symbols, indexes, GAUSSIAN)),
+                lambda: popped.append(decoder.pop(indexes, GAUSSIAN)),
                 lambda: encoder.finish(),
             ):
                 try:
                     action()
                 except rans.RansError:
                     pass  # the decoder ran out of symbols
-                except RuntimeError as error:
+                except Exception as error:
                     if "in use by another thread" not in str(error):
                         unexpected.append(error)
 
@@ -310,6 +362,13 @@ def test_two_threads_on_one_object_raise_or_work_but_never_crash() -> None:
     for thread in threads:
         thread.join()
     assert not unexpected
+    assert len(popped) == 1 and np.array_equal(popped[0], symbols)
+    # Every push took effect entirely or raised.
+    alone = rans.Encoder()
+    for _ in pushed:
+        alone.push(symbols, indexes, GAUSSIAN)
+    assert encoder.num_coded == alone.num_coded
+    assert encoder.finish() == alone.finish()
 
 
 def test_imports_without_torch() -> None:

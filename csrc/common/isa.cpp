@@ -10,20 +10,25 @@
 namespace groupedmixer {
 namespace {
 
-constexpr std::array<Isa, 3> kWidestFirst = {Isa::kAvx512, Isa::kAvx2, Isa::kScalar};
+// Those that GROUPEDMIXER_DECLARE_VARIANTS declares, widest last.
+#if defined(__x86_64__)
+constexpr std::array<Isa, 3> kBuilt = {Isa::kScalar, Isa::kAvx2, Isa::kAvx512};
+#else
+constexpr std::array<Isa, 1> kBuilt = {Isa::kScalar};
+#endif
 
 Isa choose_isa() {
   const char* forced = std::getenv("GROUPEDMIXER_ISA");
-  for (const Isa isa : kWidestFirst) {
+  for (auto isa = kBuilt.rbegin(); isa != kBuilt.rend(); ++isa) {
     if (forced == nullptr) {
-      if (isa_available(isa)) return isa;
-    } else if (std::string(forced) == isa_name(isa)) {
-      if (isa_available(isa)) return isa;
+      if (isa_available(*isa)) return *isa;
+    } else if (std::string(forced) == isa_name(*isa)) {
+      if (isa_available(*isa)) return *isa;
       throw std::runtime_error("GROUPEDMIXER_ISA=" + std::string(forced) +
                                " is not available on this machine");
     }
   }
-  throw std::runtime_error("GROUPEDMIXER_ISA must be scalar, avx2 or avx512, got '" +
+  throw std::runtime_error("GROUPEDMIXER_ISA must be one of " + isa_names(", ") + ", got '" +
                            std::string(forced) + "'");
 }
 
@@ -39,6 +44,13 @@ const char* isa_name(Isa isa) {
       break;
   }
   return "scalar";
+}
+
+std::string isa_names(const char* separator) {
+  std::string names;
+  for (const Isa isa : kBuilt)
+    names += (names.empty() ? "" : separator) + std::string(isa_name(isa));
+  return names;
 }
 
 // The compiler's builtins also ask whether the operating system saves the wider registers.

@@ -14,11 +14,16 @@
 
 #pragma once
 
+#include <string>
+
 namespace groupedmixer {
 
 enum class Isa { kScalar = 0, kAvx2 = 1, kAvx512 = 2 };
 
 const char* isa_name(Isa isa);
+
+// The names of this build's variants, joined. The first is that of Isa 0, and so on.
+std::string isa_names(const char* separator);
 
 // Whether this machine (and this build) can run the variant.
 bool isa_available(Isa isa);

@@ -19,7 +19,8 @@ constexpr std::array<int, 5> kLaneCounts = {1, 4, 8, 16,
 static_assert(kLaneCounts.back() == kMaxLanes);
 
 constexpr int kStateBytes = 4;
-constexpr int kMaxSizeBytes = 5;    // of the escape section's length
+constexpr int kMaxSizeBytes = 5;  // of the escape section's length
+constexpr uint64_t kMaxEscapes = std::numeric_limits<uint32_t>::max();  // bytes of that section
 constexpr int kMaxEscapeBytes = 3;  // 2 * (32767 + 32768) + 1 < 2^21
 
 // A state must be below count << kEncodeShift before its symbol is encoded, to stay below 2^32
@@ -82,11 +83,12 @@ void Encoder::push(const int16_t* symbols, const Index* indexes, int64_t count,
   check_skip_below(skip_below, tables);
   const size_t old_size = intervals_.size();
   const size_t old_escapes = escapes_.size();
-  intervals_.resize(old_size + static_cast<size_t>(count));
-  Interval* out = intervals_.data() + old_size;
   uint64_t cost = 0;
   size_t escaped = 0;
+  group_ends_.push_back(old_size);  // nothing behind the loop may run out of memory
   try {
+    intervals_.resize(old_size + static_cast<size_t>(count));
+    Interval* out = intervals_.data() + old_size;
     for (int64_t i = 0; i < count; ++i) {
       const int64_t index = indexes[i];
       const int32_t value = symbols[i];
@@ -110,13 +112,18 @@ void Encoder::push(const int16_t* symbols, const Index* indexes, int64_t count,
       *out++ = {entry.start, entry.count};
       cost += entry.cost;
     }
+    if (escapes_.size() > kMaxEscapes) {
+      throw std::invalid_argument("symbols must leave the escapes below 2^32 bytes, got " +
+                                  std::to_string(escapes_.size()));
+    }
+    intervals_.resize(static_cast<size_t>(out - intervals_.data()));
   } catch (...) {
+    group_ends_.pop_back();
     intervals_.resize(old_size);
     escapes_.resize(old_escapes);
     throw;
   }
-  intervals_.resize(static_cast<size_t>(out - intervals_.data()));
-  group_ends_.push_back(intervals_.size());
+  group_ends_.back() = intervals_.size();
   num_escaped_ += escaped;
   cost_ += cost;
 }
@@ -194,6 +201,9 @@ Decoder::Decoder(const uint8_t* data, size_t size) : end_(data + size) {
   }
   lanes_ = kLaneCounts[lane_code];
   const uint64_t escape_bytes = read_varint(cursor, end_, kMaxSizeBytes, "the escape length");
+  if (escape_bytes > kMaxEscapes) {
+    throw StreamError("the escape length must be below 2^32, got " + std::to_string(escape_bytes));
+  }
   const uint64_t state_bytes = static_cast<uint64_t>(lanes_) * kStateBytes;
   const uint64_t remaining = static_cast<uint64_t>(end_ - cursor);
   if (remaining < state_bytes + escape_bytes) {

@@ -27,8 +27,8 @@ constexpr uint32_t kLowerBound = 1u << 16;
 
 class Encoder {
  public:
-  // Adds a group. `Index` is uint8_t or uint16_t. Throws std::invalid_argument, and is then
-  // unchanged.
+  // Adds a group. `Index` is uint8_t or uint16_t. Throws std::invalid_argument or std::bad_alloc,
+  // and is then unchanged.
   template <typename Index>
   void push(const int16_t* symbols,  // [count]
             const Index* indexes,    // [count]

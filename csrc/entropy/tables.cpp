@@ -85,7 +85,6 @@ int32_t heaviest_window(const uint16_t* counts, int32_t num_values) {
 
 Tables::Tables(const uint16_t* counts, int64_t num_counts, const int32_t* sizes,
                const int32_t* offsets, int64_t num_tables) {
-  constexpr int64_t kMaxTables = 1 << 16;  // indexes are at most 16 bits wide
   if (num_tables < 1 || num_tables > kMaxTables) {
     fail("sizes must name 1 .. " + std::to_string(kMaxTables) + " tables, got " +
          std::to_string(num_tables));

@@ -17,6 +17,10 @@ namespace groupedmixer::entropy {
 constexpr int kPrecision = 12;
 constexpr uint32_t kTotal = 1u << kPrecision;
 
+// A table takes 16 KiB of memory but as little as 10 bytes of a file; this bounds what a hostile
+// file can ask for to 64 MiB.
+constexpr int64_t kMaxTables = 4096;
+
 // Fraction bits of the costs in EncodeEntry.
 constexpr int kCostBits = 16;
 

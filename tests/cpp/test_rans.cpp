@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <functional>
 #include <memory>
+#include <new>
 #include <random>
 #include <stdexcept>
 #include <string>
@@ -20,6 +21,18 @@
 #include "entropy/stream_error.h"
 
 using namespace groupedmixer::entropy;
+
+// Allocations that succeed before one fails; below 0: all do.
+static int allocations_left = -1;
+
+void* operator new(std::size_t size) {
+  if (allocations_left == 0) throw std::bad_alloc();
+  if (allocations_left > 0) --allocations_left;
+  if (void* memory = std::malloc(size == 0 ? 1 : size)) return memory;
+  throw std::bad_alloc();
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 
 namespace {
 
@@ -203,6 +216,31 @@ void test_wrong_arguments() {
   CHECK(encoder.finish(0).size() == 6);
 }
 
+// A push() that runs out of memory, wherever it does, leaves the encoder as it was.
+void test_push_without_memory() {
+  const Tables tables = make_tables({4095, 1}, {2}, {0});
+  const std::vector<int16_t> symbols(300, 1000);  // escapes, which grow the encoder's third array
+  const std::vector<uint8_t> indexes(symbols.size(), 0);
+  int failures = 0;
+  for (bool done = false; !done; ++failures) {
+    Encoder encoder;
+    encoder.push(symbols.data(), indexes.data(), 3, tables, 0);
+    const std::vector<uint8_t> before = encoder.finish(1);
+    allocations_left = failures;
+    try {
+      encoder.push(symbols.data(), indexes.data(), 300, tables, 0);
+      done = true;
+    } catch (const std::bad_alloc&) {
+    }
+    allocations_left = -1;
+    CHECK((encoder.finish(1) == before) == !done);
+    CHECK(encoder.num_escaped() == (done ? 303 : 3));
+    encoder.push(symbols.data(), indexes.data(), 1, tables, 0);
+    CHECK(encoder.num_coded() == (done ? 304 : 4));
+  }
+  CHECK(failures > 3);
+}
+
 void test_broken_streams() {
   const Tables tables = make_tables({4095, 1}, {2}, {0});
   const std::vector<Group> empty;
@@ -215,6 +253,7 @@ void test_broken_streams() {
   CHECK(rejects({0}, "the escape length is cut short", empty));
   CHECK(rejects({0, 0x80, 0x00, 0, 0, 1, 0}, "not in shortest form", empty));
   CHECK(rejects({0, 0x80, 0x80, 0x80, 0x80, 0x80, 1}, "at most 5 bytes", empty));
+  CHECK(rejects({0, 0x80, 0x80, 0x80, 0x80, 0x10, 0, 0, 1, 0}, "below 2^32", empty));
   CHECK(rejects({0, 0, 0, 0, 1}, "must hold 4 bytes of states", empty));
   CHECK(rejects({0, 9, 0, 0, 1, 0}, "and 9 of escapes", empty));
   CHECK(rejects({0, 0, 0, 0, 1, 0, 7}, "odd number", empty));
@@ -245,7 +284,8 @@ void test_failed_decoder_stays_failed() {
   CHECK(throws<StreamError>([&] { finished.pop(&index, 0, tables, 0, &symbol); }, "finished"));
 }
 
-// Whatever the bytes: a StreamError or some symbols, never a step outside the arrays.
+// Whatever the bytes: a StreamError, or symbols whose only spelling they are; never a step outside
+// the arrays.
 void fuzz(double seconds) {
   using Clock = std::chrono::steady_clock;
   const auto end = Clock::now() + std::chrono::duration<double>(seconds);
@@ -261,9 +301,11 @@ void fuzz(double seconds) {
       std::vector<uint8_t> stream = good;
       for (int edits = uniform(random, 1, 4); edits > 0 && !stream.empty(); --edits) {
         const int last = static_cast<int>(stream.size()) - 1;
-        const auto at = stream.begin() + (uniform(random, 0, 1) != 0
-                                              ? uniform(random, 0, last)
-                                              : uniform(random, 0, last < 12 ? last : 12));
+        // Header and states come first, the escapes last.
+        const int near = last < 12 ? last : 12;
+        const int parts[3] = {uniform(random, 0, last), uniform(random, 0, near),
+                              uniform(random, last - near, last)};
+        const auto at = stream.begin() + parts[uniform(random, 0, 2)];
         switch (uniform(random, 0, 3)) {
           case 0:
             *at = static_cast<uint8_t>(random());
@@ -278,14 +320,19 @@ void fuzz(double seconds) {
             stream.insert(at, static_cast<uint8_t>(random()));
         }
       }
+      std::vector<Group> decoded;
       try {
-        decode(stream, groups, tables, skip_below);
-        ++accepted;
+        decoded = decode(stream, groups, tables, skip_below);
       } catch (const StreamError&) {
         ++rejected;
+        continue;
       }
+      ++accepted;
+      const int lanes[5] = {1, 4, 8, 16, 32};
+      CHECK(encode(decoded, tables, skip_below, lanes[stream[0]]) == stream);
     }
   }
+  CHECK(accepted > 0 && rejected > 0);
   std::printf("fuzz: %d mutated streams rejected, %d accepted\n", rejected, accepted);
 }
 
@@ -297,6 +344,7 @@ int main(int argc, char** argv) {
   test_every_count();
   test_every_value_escapes();
   test_wrong_arguments();
+  test_push_without_memory();
   test_broken_streams();
   test_failed_decoder_stays_failed();
   fuzz(argc > 1 ? std::atof(argv[1]) : 3.0);
