@@ -17,7 +17,7 @@ from groupedmixer_ext import ops, rans
 
 from .container import QUALITY_STEPS, quality_field
 from .errors import ArithmeticMismatchError
-from .export import round_to_half
+from .half import round_to_half
 from .mixer import ContextCache, GroupedMixerContext, Prediction, interpolate_levels
 from .stages import UNTIMED, Stages
 from .tiles import latent_tiles

@@ -14,19 +14,17 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from .container import check_name
+from .half import round_to_half
+from .model import GroupedMixer
 
-if TYPE_CHECKING:
-    from .model import GroupedMixer
-
-__all__ = ["Weights", "export_weights", "load_weights", "round_to_half", "save_weights"]
+__all__ = ["Weights", "export_weights", "load_weights", "save_weights"]
 
 _FORMAT = "groupedmixer-weights-0"
 _DTYPES = {torch.float16: "F16", torch.float32: "F32", torch.int32: "I32", torch.uint8: "U8"}
@@ -56,25 +54,7 @@ class Weights:
 
     def model(self) -> GroupedMixer:
         """A model with these weights, in eval mode; float16 is expanded exactly."""
-        from .model import GroupedMixer
-
         return GroupedMixer.from_state_dict(self.state).eval()
-
-
-def round_to_half(module: nn.Module) -> None:
-    """Rounds every parameter to the nearest float16, in place, as export does.
-
-    Raises
-    ------
-    ValueError
-        If a weight is not finite or overflows float16 (65504); names the weight and the value.
-    """
-    for name, parameter in module.named_parameters():
-        half = parameter.data.half()
-        if not bool(half.isfinite().all()):
-            worst = parameter.data[~half.isfinite()].flatten()[0].item()
-            raise ValueError(f"{name} must be finite and within float16 (65504), got {worst}")
-        parameter.data.copy_(half)
 
 
 def export_weights(model: GroupedMixer, name: str) -> Weights:

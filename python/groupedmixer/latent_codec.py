@@ -25,7 +25,7 @@ from .entropy import (
     gaussian_tables,
     scale_thresholds,
 )
-from .export import round_to_half
+from .half import round_to_half
 from .mixer import GroupedMixerContext, Prediction, interpolate_levels
 from .transforms import HyperAnalysis, HyperSynthesis
 
