@@ -12,13 +12,15 @@ import groupedmixer
 
 
 def random_model(config: groupedmixer.Config, seed: int = 0) -> groupedmixer.GroupedMixer:
-    """Random weights with no zeros left, so that no branch is silent."""
+    """Random weights with no zeros or ones left, so that nothing is silent or goes unnoticed."""
     torch.manual_seed(seed)
     model = groupedmixer.GroupedMixer(config).eval()
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             if not parameter.any():
                 parameter.normal_(0, 0.1)
+            elif "gain" in name or (parameter == 1).all():
+                parameter.mul_(1 + 0.2 * torch.rand_like(parameter))
         model.latent_codec.context.start.normal_()
     return model
 
