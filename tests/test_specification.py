@@ -16,7 +16,6 @@ from spec_decoder import SpecError
 
 import groupedmixer
 
-
 OWN_ORDER = tuple((c, i, j) for j in (1, 0) for c in (1, 0) for i in (0, 1, 2))
 
 
