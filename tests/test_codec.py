@@ -352,3 +352,20 @@ def test_stages_add_up(tiny_codec: groupedmixer.Codec) -> None:
         assert set(stages.seconds) == names
         assert all(seconds > 0 for seconds in stages.seconds.values())
         assert 0.5 * total < sum(stages.seconds.values()) <= total
+
+
+def test_the_command_line_says_nothing_it_need_not(
+    tiny_model: groupedmixer.GroupedMixer, tmp_path: Path
+) -> None:
+    """No warnings of libraries on stderr; one line for each bad file, which names it."""
+    save_weights(tiny_model, tmp_path / "w.safetensors", "tiny-test")
+    picture(20, 30).save(tmp_path / "good.png")
+    (tmp_path / "text.png").write_text("hello")
+    command = [sys.executable, "-m", "groupedmixer", "compress", "good.png", "text.png"]
+    options = ["--model", "w.safetensors", "--no-progress"]
+    result = subprocess.run(
+        [*command, *options], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 1
+    assert result.stderr == "groupedmixer: text.png: not an image that Pillow can read\n"
+    assert result.stdout.startswith("good.png -> good.gmx: ")

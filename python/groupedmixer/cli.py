@@ -48,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold any bytes
+    # compressai's import makes PyTorch warn of a deprecation that users cannot do anything about.
+    warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
     try:
         return int(args.command(args))
     except PlanError as error:

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageCms
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from .errors import CorruptError, GmxError, PixelLimitError, UnsupportedImageError
 from .limits import MAX_PIXELS, MAX_SIDE, check_pixels
@@ -234,6 +234,8 @@ def _pillow_errors(error_type: type[GmxError], what: str) -> Iterator[None]:
         if issubclass(error_type, CorruptError):
             raise error_type(f"{what}: {error}") from error
         raise PixelLimitError(str(error)) from error
+    except UnidentifiedImageError as error:  # its text names an object, not a file
+        raise error_type(what) from error
     except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
         raise error_type(f"{what}: {error}") from error
 
