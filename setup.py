@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: MIT
-"""Builds the two native modules; everything else about the package is in pyproject.toml.
+"""Builds the native modules; everything else about the package is in pyproject.toml.
 
 - ``groupedmixer_ext._C``: the torch operators, on torch's stable ABI, with or without CUDA
 - ``groupedmixer_ext._rans``: the entropy coder, without torch
+- ``groupedmixer_ext._engine``: whole latents and pictures, without torch
 
 A source's name says how it is compiled:
 
 - ``*_op.cpp``, ``library.cpp``   into ``_C``
 - ``*_cuda_op.cpp``, ``*.cu``     into ``_C``, only where CUDA is built
-- ``*_module.cpp``              into ``_rans``
-- ``*_isa.cpp``                 once per instruction set of `isa_variants`, into both
-- other ``*.cpp``               once, into both; like ``*_isa.cpp`` without torch and Python
+- ``NAME_module.cpp``           into ``_NAME``
+- ``*_isa.cpp``                 once per instruction set of `isa_variants`, into all
+- other ``*.cpp``               once, into all; like ``*_isa.cpp`` without torch and Python
 
 Environment:
 
@@ -115,8 +116,10 @@ def isa_variants(machine: str) -> list[IsaVariant]:
     scalar = IsaVariant("scalar", ())
     if machine.lower() not in ("x86_64", "amd64"):
         return [scalar]
-    avx2 = ("-mavx2", "-mfma")
-    avx512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
+    avx2 = ("-mavx2", "-mfma", "-mf16c")
+    # GCC 12 takes the undefined operand of its own AVX-512 intrinsics for a mistake of the caller's.
+    no_false_alarm = ("-Wno-uninitialized", "-Wno-maybe-uninitialized")
+    avx512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", *no_false_alarm)
     return [scalar, IsaVariant("avx2", avx2), IsaVariant("avx512", avx2 + avx512)]
 
 
@@ -248,14 +251,14 @@ def op_sources(with_cuda: bool) -> list[str]:
     return plain + (cuda if with_cuda else [])
 
 
-def rans_sources() -> list[str]:
-    """Of ``_rans``."""
+def module_sources() -> list[str]:
+    """Of the modules without torch, one each."""
     return sources("*_module.cpp")
 
 
 def core_sources() -> list[str]:
-    """Compiled once and linked into both modules."""
-    elsewhere = {*op_sources(with_cuda=True), *rans_sources(), *sources("*_isa.cpp")}
+    """Compiled once and linked into all modules."""
+    elsewhere = {*op_sources(with_cuda=True), *module_sources(), *sources("*_isa.cpp")}
     return [source for source in sources("*.cpp") if source not in elsewhere]
 
 
@@ -357,12 +360,15 @@ def native_build() -> dict[str, Any]:
         libraries=libraries,
         library_dirs=library_dirs,
     )
-    rans = Pybind11Extension(
-        "groupedmixer_ext._rans",
-        rans_sources(),
-        include_dirs=[str(CSRC)],
-        extra_compile_args=[*cxx_flags, CXX_STANDARD],
-    )
+    modules = [
+        Pybind11Extension(
+            "groupedmixer_ext._" + Path(source).stem.removesuffix("_module"),
+            [source],
+            include_dirs=[str(CSRC)],
+            extra_compile_args=[*cxx_flags, CXX_STANDARD],
+        )
+        for source in module_sources()
+    ]
 
     class BuildNative(cpp_extension.BuildExtension):  # type: ignore[misc, name-defined]
         """Compiles the core ahead of the modules and records what was decided."""
@@ -382,7 +388,7 @@ def native_build() -> dict[str, Any]:
                 extension.extra_objects = [*extension.extra_objects, *core]
             super().build_extensions()
 
-    return {"ext_modules": [ops, rans], "cmdclass": {"build_ext": BuildNative}}
+    return {"ext_modules": [ops, *modules], "cmdclass": {"build_ext": BuildNative}}
 
 
 @dataclass(frozen=True)

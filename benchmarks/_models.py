@@ -4,18 +4,27 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 import groupedmixer
-from groupedmixer import Codec, GroupedMixer
+from groupedmixer import Codec, Config, GroupedMixer
 from groupedmixer.images import Picture
 
-__all__ = ["calibrated_random_codec", "released_codec", "to_tensor"]
+__all__ = ["Subject", "make_subject", "to_tensor"]
 
 # sigma of the calibrated symbols: about 1.6 bits each with the head's spread, inside 0.5..2
 _SIGMA = 0.45
+
+
+class Subject(NamedTuple):
+    """What is timed, as a codec and as the model it was made from."""
+
+    codec: Codec
+    model: GroupedMixer
+    random: bool  # sizes and quality mean nothing then
 
 
 def to_tensor(picture: Picture) -> Tensor:  # [1, 3, H, W] in 0..1
@@ -23,14 +32,18 @@ def to_tensor(picture: Picture) -> Tensor:  # [1, 3, H, W] in 0..1
     return torch.from_numpy(picture.rgb).permute(2, 0, 1)[None].float() / 255
 
 
-def released_codec(config: str, device: str) -> Codec | None:
-    """The newest bundled weights of a configuration, None if there are none."""
-    has_weights = any(name.startswith(f"{config}-") for name in groupedmixer.available())
-    return groupedmixer.load(config, device) if has_weights else None
+def make_subject(config: Config, picture: Picture, device: str, random: bool = False) -> Subject:
+    """The newest bundled weights of a configuration; random ones if there are none, or if asked."""
+    bundled = any(name.startswith(f"{config.name}-") for name in groupedmixer.available())
+    if bundled and not random:
+        model = groupedmixer.load_model(config.name)
+        return Subject(groupedmixer.load(config.name, device), model, False)
+    weights = groupedmixer.export_weights(_calibrated(config, picture), f"{config.name}-random")
+    return Subject(Codec(weights, device), weights.model(), True)
 
 
 @torch.no_grad()
-def calibrated_random_codec(config: str, picture: Picture, device: str) -> Codec:
+def _calibrated(config: Config, picture: Picture) -> GroupedMixer:
     """Random weights whose symbols cost what trained ones do, so that the coder's work is real.
 
     Every channel of the latent is scaled to sigma 0.45 on the given picture, and the head predicts
@@ -38,7 +51,7 @@ def calibrated_random_codec(config: str, picture: Picture, device: str) -> Codec
     skipped and few escape.
     """
     torch.manual_seed(0)
-    model = GroupedMixer(groupedmixer.get_config(config)).eval()
+    model = GroupedMixer(config).eval()
     codec = model.latent_codec
     x = model.pad(to_tensor(picture))[..., :512, :512]
     values = model.g_a(x).transpose(0, 1).flatten(1)  # [M, positions]
@@ -51,4 +64,4 @@ def calibrated_random_codec(config: str, picture: Picture, device: str) -> Codec
     head[:, :channels].normal_(0, 0.1 / head.shape[2] ** 0.5)
     bias[:, :channels] = (values.mean(1) * scale).reshape(-1, channels)
     bias[:, channels:] = math.log(_SIGMA)
-    return Codec(groupedmixer.export_weights(model, f"{config}-random"), device)
+    return model

@@ -6,6 +6,8 @@ from __future__ import annotations
 import os
 import platform
 import statistics
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -13,7 +15,17 @@ import torch
 import groupedmixer_ext
 from groupedmixer_ext import ops
 
-__all__ = ["environment", "iqr", "peak_memory_mib", "reset_peak_memory"]
+__all__ = [
+    "POOLS_SLEEP",
+    "environment",
+    "interleaved",
+    "iqr",
+    "peak_memory_mib",
+    "reset_peak_memory",
+]
+
+# Thread pools spin for some milliseconds after their work; the next library must not pay for that.
+POOLS_SLEEP = 0.005
 
 
 def environment(device: str) -> dict[str, object]:
@@ -32,6 +44,26 @@ def environment(device: str) -> dict[str, object]:
     if device == "cuda":
         facts["gpu"] = torch.cuda.get_device_name()
     return facts
+
+
+def interleaved(
+    calls: Mapping[str, Callable[[], object]], rounds: int, burst: int = 4
+) -> dict[str, list[float]]:
+    """Milliseconds of every call, taken in turns so that noise of the machine hits all alike.
+
+    A turn is a pause, a call that is not counted (its threads wake up in it), and ``burst`` calls
+    that are.
+    """
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            time.sleep(POOLS_SLEEP)
+            call()
+            for _ in range(burst):
+                start = time.perf_counter()
+                call()
+                samples[name].append(1e3 * (time.perf_counter() - start))
+    return samples
 
 
 def iqr(samples: list[float]) -> float:

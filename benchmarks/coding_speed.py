@@ -4,10 +4,22 @@
     python benchmarks/coding_speed.py                          # rt, 768x512
     python benchmarks/coding_speed.py --config base --threads 1 --repeats 20
     python benchmarks/coding_speed.py --images folder/ --json out.json
+    python benchmarks/coding_speed.py --config base --peers    # beside other systems, minutes
 
 Before anything is timed, the picture is coded, decoded and compared with the encoder's latent. The
 first call of each direction is a warm-up and not counted. Stages are measured inside the very call
 whose total is reported.
+
+Peers, each verified before it is timed, and timed in turns with ours (A B A B):
+
+    eager-cached          the same weights in float32 PyTorch with a context cache; its attention
+                          chosen by timing, with torch.compile if that is faster
+    eager-uncached        the same without a cache, some steps measured and the rest interpolated
+    compressai-elic       CompressAI's ELIC, the faster of two variants and memory formats
+    compressai-cheng2020  CompressAI's Cheng 2020 anchor, two repeats
+
+The eager peers report the entropy model alone, without rANS; CompressAI's have random weights
+calibrated like ours, and "entropy" for all that is not the transform.
 """
 
 from __future__ import annotations
@@ -18,21 +30,24 @@ import statistics
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from _models import calibrated_random_codec, released_codec
-from _timing import environment, iqr, peak_memory_mib, reset_peak_memory
-from PIL import Image
+from _models import Subject, make_subject
+from _peers import PEERS, Contender, make_contenders
+from _pictures import PHOTO, photo
+from _timing import POOLS_SLEEP, environment, iqr, peak_memory_mib, reset_peak_memory
 
-from groupedmixer import CONFIGS, Codec, container
-from groupedmixer.images import Picture, as_picture, load_picture
+from groupedmixer import CONFIGS, Codec, container, get_config
+from groupedmixer.images import Picture, load_picture
 from groupedmixer.stages import Stages
 
 STAGES = ("transform", "hyper", "entropy_model", "rans", "file", "total")
-PHOTO = Path(__file__).parent / "data" / "flowers.png"
+DIRECTIONS = ("encode", "decode")
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"}
 
 
@@ -41,33 +56,34 @@ def main() -> int:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     pictures = _pictures(args)
-    codec = None if args.random else released_codec(args.config, args.device)
-    random_weights = codec is None
-    codec = codec or calibrated_random_codec(args.config, pictures[0][1], args.device)
+    subject = make_subject(get_config(args.config), pictures[0][1], args.device, args.random)
+    codec = subject.codec
 
     facts = environment(args.device)
     print("  ".join(f"{key}={value}" for key, value in facts.items()))
-    weights = "RANDOM weights: sizes and quality mean nothing" if random_weights else codec.name
+    weights = "RANDOM weights: sizes and quality mean nothing" if subject.random else codec.name
     print(f"config={args.config} ({weights})  quality={args.quality}  device={args.device}")
     runs: list[dict[str, Any]] = []
     for (height, width), group in _by_size(pictures).items():
         checks = [_check(codec, name, picture, args.quality) for name, picture in group]
-        found = _time(codec, [picture for _, picture in group], args.quality, args.repeats)
+        rates = _mean(checks)
+        if subject.random and not 0.5 <= rates["bits_per_symbol"] <= 2:
+            sys.exit(f"the random weights are miscalibrated: {rates['bits_per_symbol']:.2f} bits")
+        contenders = [_ours(codec, [picture for _, picture in group], args, rates)]
+        if args.peers:
+            contenders += _peers(subject, group[0][1], args)
         common = {
-            "system": "groupedmixer",
-            "config": args.config,
-            "weights": codec.name,
             "height": height,
             "width": width,
             "pictures": len(group),
             "device": args.device,
             "threads": torch.get_num_threads(),
-            **_mean(checks),
         }
-        if random_weights and not 0.5 <= common["bits_per_symbol"] <= 2:
-            sys.exit(f"the random weights are miscalibrated: {common['bits_per_symbol']:.2f} bits")
-        _print(common, found)
-        runs += [{**common, **measured} for measured in found]
+        found = [{**common, **run} for run in _time(contenders)]
+        _print([run for run in found if run["system"] == "groupedmixer"])
+        if args.peers:
+            _print_peers(found)
+        runs += found
     if args.json:
         Path(args.json).write_text(json.dumps({"environment": facts, "runs": runs}, indent=2))
         print(f"wrote {args.json}")
@@ -87,8 +103,22 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="default: PyTorch's, one per core")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--random", action="store_true", help="random weights in any case")
+    parser.add_argument(
+        "--peers",
+        nargs="*",
+        choices=PEERS,
+        metavar="PEER",
+        help=f"time these beside ours, all without a name: {', '.join(PEERS)}",
+    )
+    parser.add_argument(
+        "--no-compile", action="store_true", help="eager-cached without torch.compile"
+    )
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
+    if args.peers is not None:
+        args.peers = args.peers or list(PEERS)
+        if args.images is not None or args.device != "cpu":
+            parser.error("--peers needs one picture and the CPU: no --images, no --device cuda")
     for name in ("height", "width", "repeats", "threads"):
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -108,13 +138,7 @@ def _pictures(args: argparse.Namespace) -> list[tuple[str, Picture]]:
                 f"--images must hold pictures ({' '.join(sorted(IMAGE_SUFFIXES))}): none found"
             )
         return [(path.name, load_picture(path)) for path in paths]
-    # The bundled photo, mirrored and repeated to the size asked for: real statistics at any size.
-    photo = np.asarray(Image.open(PHOTO).convert("RGB"))
-    both = np.concatenate([photo, photo[:, ::-1]], axis=1)
-    tile = np.concatenate([both, both[::-1]], axis=0)
-    rows, columns = -(-args.height // tile.shape[0]), -(-args.width // tile.shape[1])
-    image = np.tile(tile, (rows, columns, 1))[: args.height, : args.width]
-    return [(PHOTO.name, as_picture(np.ascontiguousarray(image)))]
+    return [(PHOTO.name, photo(args.height, args.width))]
 
 
 def _by_size(
@@ -148,32 +172,77 @@ def _check(codec: Codec, name: str, picture: Picture, quality: float) -> dict[st
     }
 
 
-def _time(
-    codec: Codec, pictures: list[Picture], quality: float, repeats: int
-) -> list[dict[str, Any]]:
+def _ours(
+    codec: Codec, pictures: list[Picture], args: argparse.Namespace, rates: dict[str, float]
+) -> Contender:
+    def encode(picture: Picture) -> dict[str, float]:
+        return _by_stage(lambda stages: codec.compress(picture, args.quality, stages=stages))
+
+    def decode(data: bytes) -> dict[str, float]:
+        return _by_stage(lambda stages: codec.decompress(data, stages=stages))
+
+    files = [codec.compress(picture, args.quality) for picture in pictures]
+    return Contender(
+        "groupedmixer",
+        [partial(encode, picture) for picture in pictures],
+        [partial(decode, data) for data in files],
+        args.repeats,
+        {"config": args.config, "weights": codec.name, **rates},
+    )
+
+
+def _by_stage(call: Callable[[Stages], object]) -> dict[str, float]:
+    stages = Stages()
+    start = time.perf_counter()
+    call(stages)
+    total = time.perf_counter() - start
+    seconds = {**{stage: stages.seconds.get(stage, 0.0) for stage in STAGES}, "total": total}
+    return {stage: 1e3 * value for stage, value in seconds.items()}
+
+
+def _peers(subject: Subject, picture: Picture, args: argparse.Namespace) -> list[Contender]:
+    header = container.parse(subject.codec.compress(picture, args.quality)).header
+    try:
+        return make_contenders(
+            args.peers,
+            subject,
+            picture,
+            args.quality,
+            header.tile_latents,
+            header.skip_below,
+            args.repeats,
+            not args.no_compile,
+        )
+    except ValueError as error:
+        sys.exit(f"a peer is wrong, nothing was timed: {error}")
+
+
+def _time(contenders: list[Contender]) -> list[dict[str, Any]]:
     """Median and spread of every stage over all pictures and repeats, both directions."""
-    files = [codec.compress(picture, quality) for picture in pictures]
-    work: dict[str, list[Any]] = {
-        "encode": [lambda s, p=p: codec.compress(p, quality, stages=s) for p in pictures],
-        "decode": [lambda s, f=f: codec.decompress(f, stages=s) for f in files],
-    }
     found: list[dict[str, Any]] = []
-    for direction, calls in work.items():
-        calls[0](Stages())
-        measures_memory = reset_peak_memory()
-        samples: dict[str, list[float]] = {stage: [] for stage in STAGES}
-        for _ in range(repeats):
-            for call in calls:
-                stages = Stages()
-                start = time.perf_counter()
-                call(stages)
-                total = time.perf_counter() - start
-                for stage in STAGES:
-                    samples[stage].append(1e3 * stages.seconds.get(stage, 0.0))
-                samples["total"][-1] = 1e3 * total
+    for direction in DIRECTIONS:
+        calls = {c.system: c.encode if direction == "encode" else c.decode for c in contenders}
+        for warm_up, *_ in calls.values():
+            warm_up()
+        # The process holds all contenders, so its memory tells of one only if it is alone.
+        measures_memory = len(contenders) == 1 and reset_peak_memory()
+        samples: dict[str, dict[str, list[float]]] = {
+            c.system: defaultdict(list) for c in contenders
+        }
+        for repeat in range(max(c.repeats for c in contenders)):
+            for contender in contenders:
+                if repeat >= contender.repeats:
+                    continue
+                time.sleep(POOLS_SLEEP)
+                for call in calls[contender.system]:
+                    for stage, value in call().items():
+                        samples[contender.system][stage].append(value)
         peak = peak_memory_mib() if measures_memory else None
         found += [
             {
+                "system": contender.system,
+                "config": contender.system,
+                **contender.facts,
                 "direction": direction,
                 "stage": stage,
                 "median_ms": statistics.median(values),
@@ -181,7 +250,8 @@ def _time(
                 "repeats": len(values),
                 "peak_memory_mib": peak,
             }
-            for stage, values in samples.items()
+            for contender in contenders
+            for stage, values in samples[contender.system].items()
         ]
     return found
 
@@ -190,29 +260,70 @@ def _mean(checks: list[dict[str, float]]) -> dict[str, float]:
     return {key: statistics.fmean(check[key] for check in checks) for key in checks[0]}
 
 
-def _print(common: dict[str, Any], found: list[dict[str, Any]]) -> None:
+def _print(runs: list[dict[str, Any]]) -> None:
+    first = runs[0]
     print(
-        f"\n{common['width']}x{common['height']}, {common['pictures']} picture(s): "
-        f"{common['bytes']:.0f} bytes, {common['bpp']:.3f} bpp, {common['psnr']:.2f} dB, "
-        f"{common['bits_per_symbol']:.2f} bits a symbol, "
-        f"{100 * common['skip_rate']:.1f} % skipped, {100 * common['escape_rate']:.3f} % escaped; "
+        f"\n{first['width']}x{first['height']}, {first['pictures']} picture(s): "
+        f"{first['bytes']:.0f} bytes, {first['bpp']:.3f} bpp, {first['psnr']:.2f} dB, "
+        f"{first['bits_per_symbol']:.2f} bits a symbol, "
+        f"{100 * first['skip_rate']:.1f} % skipped, {100 * first['escape_rate']:.3f} % escaped; "
         f"round trip verified"
     )
-    megapixels = common["width"] * common["height"] / 1e6
+    megapixels = first["width"] * first["height"] / 1e6
     print(f"{'':>14} {'encode ms':>11} {'iqr':>7} {'decode ms':>11} {'iqr':>7}")
-    rows = {(run["direction"], run["stage"]): run for run in found}
+    rows = {(run["direction"], run["stage"]): run for run in runs}
     for stage in STAGES:
         encode, decode = rows["encode", stage], rows["decode", stage]
         print(
             f"{stage:>14} {encode['median_ms']:>11.2f} {encode['iqr_ms']:>7.2f} "
             f"{decode['median_ms']:>11.2f} {decode['iqr_ms']:>7.2f}"
         )
-    for direction in ("encode", "decode"):
+    for direction in DIRECTIONS:
         total = rows[direction, "total"]
         peak = total["peak_memory_mib"]
         memory = "unknown" if peak is None else f"{peak:.0f} MiB"
         rate = megapixels / (total["median_ms"] / 1e3)
         print(f"{direction}: {rate:.2f} MP/s, peak memory {memory} (whole process)")
+
+
+def _print_peers(runs: list[dict[str, Any]]) -> None:
+    """The peers' stages, and how many times our time they take."""
+    rows = {(run["system"], run["stage"], run["direction"]): run for run in runs}
+    systems = dict.fromkeys(run["system"] for run in runs if run["system"] != "groupedmixer")
+    print(
+        f"\n{'peer':>21} {'stage':>14} {'encode ms':>11} {'iqr':>7} {'x ours':>7} "
+        f"{'decode ms':>11} {'iqr':>7} {'x ours':>7} {'repeats':>8}"
+    )
+    for system in systems:
+        for stage in dict.fromkeys(stage for name, stage, _ in rows if name == system):
+            cells = []
+            for direction in DIRECTIONS:
+                run = rows[system, stage, direction]
+                ours = rows.get(("groupedmixer", stage, direction))
+                # "transform" and "entropy" of another codec are not our stages
+                ratio = ""
+                if ours is not None and stage in ("entropy_model", "total"):
+                    run["times_ours"] = run["median_ms"] / ours["median_ms"]
+                    ratio = f"{run['times_ours']:.2f}"
+                cells.append(f"{run['median_ms']:>11.2f} {run['iqr_ms']:>7.2f} {ratio:>7}")
+            print(f"{system:>21} {stage:>14} {' '.join(cells)} {run['repeats']:>8}")
+    for system in systems:
+        run = next(run for run in runs if run["system"] == system)
+        print(f"{system}: {_described(run)}")
+
+
+def _described(run: dict[str, Any]) -> str:
+    parts = [run["variant"]]
+    if "error_of_means" in run:
+        parts.append(f"means within {run['error_of_means']:.1g} of the training form")
+    if "interpolated_from_steps" in run:
+        steps = " ".join(map(str, run["interpolated_from_steps"]))
+        parts.append(f"INTERPOLATED over {run['steps']} steps from steps {steps}")
+    if "bpp" in run:
+        parts.append(f"{run['bpp']:.2f} bpp, {run['bits_per_symbol']:.2f} bits a symbol, verified")
+    for variant, milliseconds in run.get("tried_ms", {}).items():
+        parts.append(f"\n    {milliseconds:9.2f} ms  {variant}")
+    return "; ".join(parts[:3]) + "".join(parts[3:])
 
 
 if __name__ == "__main__":

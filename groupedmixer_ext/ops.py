@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: MIT
 """The native operators, one typed function each.
 
-All of them run on the CPU and, where built, on CUDA, and give the same bits on both and on every
-instruction set. `reference` holds the same functions in plain PyTorch.
+They give the same bits on every instruction set, with any number of threads and, those that have a
+CUDA variant, on every device. `reference` holds the same functions in plain PyTorch and NumPy.
+
+- `quantize_group`, `scale_indexes`, `dequantize_group`: on the CPU and, where built, on CUDA
+- the layers, `pack_weight` to `add_half_tanh`: docs/numerics.md on the CPU. Infinity and NaN are
+  not looked for, and what comes of them is not defined.
 
 None of them has a gradient, and tensors that would need one are an error: call them under
 ``torch.no_grad()``, or with ``tensor.detach()``.
@@ -18,11 +22,23 @@ from torch import Tensor
 
 __all__ = [
     "ISAS",
+    "KVCache",
     "active_isa",
+    "add_half_tanh",
+    "append_attention",
+    "compand",
+    "conv3x3",
+    "depthwise3x3",
     "dequantize_group",
     "isa_available",
+    "layer_norm",
+    "leaky_relu",
+    "linear",
+    "pack_conv3x3",
+    "pack_weight",
     "quantize_group",
     "scale_indexes",
+    "window_attention",
 ]
 
 
@@ -79,6 +95,19 @@ def _require_usable(**tensors: Tensor) -> None:
             )
         if tensor.is_cuda:
             _require_cuda(name)
+
+
+def _require_on_cpu(**tensors: Tensor | None) -> None:
+    """For operators that have no CUDA variant."""
+    given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    for name, tensor in given.items():
+        if tensor.device.type != "cpu":
+            raise RuntimeError(f"{name} must be on the CPU, got {tensor.device}")
+    _require_usable(**given)
+
+
+def _thread_count(threads: int | None) -> int:
+    return torch.get_num_threads() if threads is None else threads
 
 
 def _require_cuda(name: str) -> None:
@@ -184,6 +213,346 @@ def dequantize_group(
     return cast(Tensor, torch.ops.groupedmixer.dequantize_group.default(symbols, mean))
 
 
+def pack_weight(weight: Tensor) -> Tensor:  # [N, K] float32
+    """Puts a weight in the order in which `linear` reads it.
+
+    Parameters
+    ----------
+    weight : float32 tensor, contiguous  # [N, K], N, K >= 1
+
+    Returns
+    -------
+    packed : float32 tensor  # [ceil(N / 32), K, 32]
+        ``packed[i, k, j]`` is ``weight[32 * i + j, k]``, or 0 behind the last row.
+
+    Raises
+    ------
+    RuntimeError
+        If an argument breaks these rules, would need a gradient, or is not on the CPU. So does
+        every function below.
+    """
+    _require_on_cpu(weight=weight)
+    return cast(Tensor, torch.ops.groupedmixer.pack_weight.default(weight))
+
+
+def pack_conv3x3(weight: Tensor) -> Tensor:  # [N, C, 3, 3] float32
+    """Puts the weight of a 3x3 convolution in the order in which `conv3x3` reads it.
+
+    Parameters
+    ----------
+    weight : float32 tensor  # [N, C, 3, 3], N, C >= 1
+
+    Returns
+    -------
+    packed : float32 tensor  # [ceil(N / 32), 9 C, 32]
+        As of `pack_weight`, with ``k`` counting (row, column, channel).
+    """
+    if weight.dim() != 4 or weight.shape[2:] != (3, 3):
+        raise RuntimeError(f"weight must be [N, C, 3, 3], got {list(weight.shape)}")
+    return pack_weight(weight.permute(0, 2, 3, 1).flatten(1).contiguous())
+
+
+def linear(
+    x: Tensor,  # [..., K] float32
+    packed: Tensor,  # [ceil(N / 32), K, 32] float32
+    bias: Tensor,  # [N] float32
+    *,
+    activation: str = "none",
+    residual: Tensor | None = None,  # [..., N] float32
+    norm: tuple[Tensor, Tensor] | None = None,  # [K] and [K] float32
+    threads: int | None = None,
+) -> Tensor:
+    """A linear layer: ``activation(dot(norm(x), weight, bias)) + residual``.
+
+    Parameters
+    ----------
+    x : float32 tensor, contiguous  # [..., K], K >= 1
+    packed : float32 tensor, contiguous  # [ceil(N / 32), K, 32]
+        The weight, from `pack_weight`.
+    bias : float32 tensor, contiguous  # [N], N >= 1
+    activation : str
+        ``none``, ``gelu`` (its tanh form) or ``leaky_relu`` (of slope 0.01).
+    residual : float32 tensor, contiguous  # [..., N]
+        Default: nothing is added.
+    norm : pair of float32 tensors, contiguous  # [K] and [K]
+        Weight and bias of a `layer_norm` ahead of the layer; K is a multiple of 32 then. Default:
+        none.
+    threads : int
+        At most so many work on it. Default: ``torch.get_num_threads()``.
+
+    Returns
+    -------
+    y : float32 tensor  # [..., N]
+    """
+    norm_weight, norm_bias = norm or (None, None)
+    _require_on_cpu(
+        x=x,
+        packed=packed,
+        bias=bias,
+        residual=residual,
+        norm_weight=norm_weight,
+        norm_bias=norm_bias,
+    )
+    return cast(
+        Tensor,
+        torch.ops.groupedmixer.linear.default(
+            x, packed, bias, activation, residual, norm_weight, norm_bias, _thread_count(threads)
+        ),
+    )
+
+
+def layer_norm(
+    x: Tensor,  # [..., d] float32
+    weight: Tensor,  # [d] float32
+    bias: Tensor,  # [d] float32
+    *,
+    threads: int | None = None,
+) -> Tensor:
+    """Layer norm of the last axis, with an epsilon of 1e-6.
+
+    Parameters
+    ----------
+    x : float32 tensor, contiguous  # [..., d], d a multiple of 32
+    weight, bias : float32 tensors, contiguous  # [d]
+    threads : int
+        As in `linear`.
+
+    Returns
+    -------
+    y : float32 tensor  # [..., d]
+    """
+    _require_on_cpu(x=x, weight=weight, bias=bias)
+    return cast(
+        Tensor,
+        torch.ops.groupedmixer.layer_norm.default(x, weight, bias, _thread_count(threads)),
+    )
+
+
+def conv3x3(
+    x: Tensor,  # [h, w, C] float32
+    packed: Tensor,  # [ceil(N / 32), 9 C, 32] float32
+    bias: Tensor,  # [N] float32
+    *,
+    stride: int = 1,
+    activation: str = "none",
+    threads: int | None = None,
+) -> Tensor:
+    """A 3x3 convolution of an image whose channels come last, padded by one zero on all sides.
+
+    Parameters
+    ----------
+    x : float32 tensor, contiguous  # [h, w, C], C >= 1
+    packed : float32 tensor, contiguous  # [ceil(N / 32), 9 C, 32]
+        The weight, from `pack_conv3x3`.
+    bias : float32 tensor, contiguous  # [N], N >= 1
+    stride : int
+        1 or 2.
+    activation : str
+        As in `linear`.
+    threads : int
+        As in `linear`.
+
+    Returns
+    -------
+    y : float32 tensor  # [ceil(h / stride), ceil(w / stride), N]
+    """
+    _require_on_cpu(x=x, packed=packed, bias=bias)
+    return cast(
+        Tensor,
+        torch.ops.groupedmixer.conv3x3.default(
+            x, packed, bias, stride, activation, _thread_count(threads)
+        ),
+    )
+
+
+def depthwise3x3(
+    x: Tensor,  # [h, w, C] float32
+    weight: Tensor,  # [9, C] float32
+    bias: Tensor,  # [C] float32
+    *,
+    threads: int | None = None,
+) -> Tensor:
+    """A 3x3 convolution of each channel on its own, padded by one zero on all sides.
+
+    Parameters
+    ----------
+    x : float32 tensor, contiguous  # [h, w, C], C >= 1
+    weight : float32 tensor, contiguous  # [9, C]
+        ``w.reshape(C, 9).t().contiguous()`` of a ``torch.nn.Conv2d`` of C groups.
+    bias : float32 tensor, contiguous  # [C]
+    threads : int
+        As in `linear`.
+
+    Returns
+    -------
+    y : float32 tensor  # [h, w, C]
+    """
+    _require_on_cpu(x=x, weight=weight, bias=bias)
+    return cast(
+        Tensor,
+        torch.ops.groupedmixer.depthwise3x3.default(x, weight, bias, _thread_count(threads)),
+    )
+
+
+def window_attention(
+    qkv: Tensor,  # [h, w, 3 d] float32
+    relative_bias: Tensor,  # [d / 32, 225] float32
+    *,
+    shifted: bool,
+    threads: int | None = None,
+) -> Tensor:
+    """Inner-group attention: of each position of a grid over those of its cell of 8x8.
+
+    Parameters
+    ----------
+    qkv : float32 tensor, contiguous  # [h, w, 3 d], d = 32 * heads
+        Queries of all heads, then keys, then values.
+    relative_bias : float32 tensor, contiguous  # [heads, 225], heads >= 1
+        ``relative_bias[head, (i - i' + 7) * 15 + (j - j' + 7)]`` is for a query at (i, j) and a key
+        at (i', j').
+    shifted : bool
+        Whether the lattice of cells goes through (4, 4) rather than (0, 0).
+    threads : int
+        As in `linear`.
+
+    Returns
+    -------
+    out : float32 tensor  # [h, w, d]
+    """
+    _require_on_cpu(qkv=qkv, relative_bias=relative_bias)
+    return cast(
+        Tensor,
+        torch.ops.groupedmixer.window_attention.default(
+            qkv, relative_bias, shifted, _thread_count(threads)
+        ),
+    )
+
+
+class KVCache:
+    """The keys and values that `append_attention` has seen, rounded to binary16.
+
+    Parameters
+    ----------
+    tokens : int
+        T >= 0.
+    heads : int
+        At least 1.
+    capacity : int
+        G, steps there is room for; at least 1.
+
+    Attributes
+    ----------
+    data : float16 tensor  # [ceil(T / 16), heads, 2, G, 32, 16]
+        Of token ``16 * i + j`` in ``data[i, ..., j]``: keys, then values, of each step.
+    steps_done : int
+        Steps that were appended.
+    """
+
+    def __init__(self, tokens: int, heads: int, capacity: int) -> None:
+        for name, value, least in (
+            ("tokens", tokens, 0),
+            ("heads", heads, 1),
+            ("capacity", capacity, 1),
+        ):
+            if value < least:
+                raise RuntimeError(f"{name} must be at least {least}, got {value}")
+        self.tokens = tokens
+        self.data = torch.zeros(-(-tokens // 16), heads, 2, capacity, 32, 16, dtype=torch.float16)
+        self.steps_done = 0
+
+
+def append_attention(
+    qkv: Tensor,  # [T, 3 d] float32
+    cache: KVCache,
+    step_bias: Tensor,  # [heads, G, G] float32
+    *,
+    step: int,
+    threads: int | None = None,
+) -> Tensor:
+    """Updates ``cache`` in place. Cross-group attention: of each token over its own past.
+
+    The keys and values of the step are rounded and appended to the cache; then the queries attend
+    to those of this and all earlier steps.
+
+    Parameters
+    ----------
+    qkv : float32 tensor, contiguous  # [T, 3 d], d = 32 * heads
+        Queries of all heads, then keys, then values.
+    cache : KVCache
+        Of T tokens, these heads and G steps.
+    step_bias : float32 tensor, contiguous  # [heads, G, G]
+        ``step_bias[head, step, i]`` is for keys of step i.
+    step : int
+        ``cache.steps_done``, below G.
+    threads : int
+        As in `linear`.
+
+    Returns
+    -------
+    out : float32 tensor  # [T, d]
+    """
+    _require_on_cpu(qkv=qkv, step_bias=step_bias)
+    if step != cache.steps_done:
+        raise RuntimeError(f"step must be {cache.steps_done}, the cache's next, got {step}")
+    if qkv.dim() != 2 or qkv.shape[0] != cache.tokens:
+        raise RuntimeError(
+            f"qkv must be [T, 3 d] with the cache's T = {cache.tokens}, got {list(qkv.shape)}"
+        )
+    out = torch.ops.groupedmixer.append_attention.default(
+        qkv, cache.data, step_bias, step, _thread_count(threads)
+    )
+    cache.steps_done = step + 1
+    return cast(Tensor, out)
+
+
+def compand(x: Tensor) -> Tensor:  # [...] float32
+    """Computes ``x / sqrt(1 + |x|)``.
+
+    Parameters
+    ----------
+    x : float32 tensor, contiguous  # [...]
+
+    Returns
+    -------
+    y : float32 tensor  # [...]
+    """
+    _require_on_cpu(x=x)
+    return cast(Tensor, torch.ops.groupedmixer.compand.default(x))
+
+
+def leaky_relu(x: Tensor) -> Tensor:  # [...] float32
+    """Computes ``x``, or ``0.01 * x`` where it is not positive.
+
+    Parameters
+    ----------
+    x : float32 tensor, contiguous  # [...]
+
+    Returns
+    -------
+    y : float32 tensor  # [...]
+    """
+    _require_on_cpu(x=x)
+    return cast(Tensor, torch.ops.groupedmixer.leaky_relu.default(x))
+
+
+def add_half_tanh(
+    y_hat: Tensor,  # [...] float32
+    x: Tensor,  # [...] float32
+) -> Tensor:
+    """Computes ``fma(tanh(x), 0.5, y_hat)``, the latent residual prediction.
+
+    Parameters
+    ----------
+    y_hat, x : float32 tensors, contiguous  # [...]
+
+    Returns
+    -------
+    corrected : float32 tensor  # [...]
+    """
+    _require_on_cpu(y_hat=y_hat, x=x)
+    return cast(Tensor, torch.ops.groupedmixer.add_half_tanh.default(y_hat, x))
+
+
 def _quantize_group_fake(
     y: Tensor, mean: Tensor, raw_scale: Tensor, thresholds: Tensor, skip_below: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -202,6 +571,68 @@ def _dequantize_group_fake(symbols: Tensor, mean: Tensor) -> Tensor:
     return mean.new_empty(mean.shape)
 
 
+def _pack_weight_fake(weight: Tensor) -> Tensor:
+    return weight.new_empty((weight.shape[0] + 31) // 32, weight.shape[1], 32)
+
+
+def _linear_fake(
+    x: Tensor,
+    packed: Tensor,
+    bias: Tensor,
+    activation: str,
+    residual: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    threads: int,
+) -> Tensor:
+    return x.new_empty(*x.shape[:-1], bias.shape[0])
+
+
+def _layer_norm_fake(x: Tensor, weight: Tensor, bias: Tensor, threads: int) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _conv3x3_fake(
+    x: Tensor, packed: Tensor, bias: Tensor, stride: int, activation: str, threads: int
+) -> Tensor:
+    height, width = ((side + stride - 1) // stride for side in x.shape[:2])
+    return x.new_empty(height, width, bias.shape[0])
+
+
+def _depthwise3x3_fake(x: Tensor, weight: Tensor, bias: Tensor, threads: int) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _window_attention_fake(
+    qkv: Tensor, relative_bias: Tensor, shifted: bool, threads: int
+) -> Tensor:
+    return qkv.new_empty(*qkv.shape[:2], 32 * relative_bias.shape[0])
+
+
+def _append_attention_fake(
+    qkv: Tensor, cache: Tensor, step_bias: Tensor, step: int, threads: int
+) -> Tensor:
+    return qkv.new_empty(qkv.shape[0], 32 * step_bias.shape[0])
+
+
+def _map_fake(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _add_half_tanh_fake(y_hat: Tensor, x: Tensor) -> Tensor:
+    return y_hat.new_empty(y_hat.shape)
+
+
 torch.library.register_fake("groupedmixer::quantize_group", _quantize_group_fake)
 torch.library.register_fake("groupedmixer::scale_indexes", _scale_indexes_fake)
 torch.library.register_fake("groupedmixer::dequantize_group", _dequantize_group_fake)
+torch.library.register_fake("groupedmixer::pack_weight", _pack_weight_fake)
+torch.library.register_fake("groupedmixer::linear", _linear_fake)
+torch.library.register_fake("groupedmixer::layer_norm", _layer_norm_fake)
+torch.library.register_fake("groupedmixer::conv3x3", _conv3x3_fake)
+torch.library.register_fake("groupedmixer::depthwise3x3", _depthwise3x3_fake)
+torch.library.register_fake("groupedmixer::window_attention", _window_attention_fake)
+torch.library.register_fake("groupedmixer::append_attention", _append_attention_fake)
+torch.library.register_fake("groupedmixer::compand", _map_fake)
+torch.library.register_fake("groupedmixer::leaky_relu", _map_fake)
+torch.library.register_fake("groupedmixer::add_half_tanh", _add_half_tanh_fake)

@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""A second .gmx decoder, written from docs/bitstream.md alone.
+"""A second .gmx decoder, written from docs/bitstream.md and docs/numerics.md alone.
 
 It shares no code with the package, and its author had not read the package. It exists to show that
-the specification is complete, so it is plain rather than fast: numpy in float64, one function per
-sentence of the text, sections in the order of the text. Only the "patch" transform is here.
+the specification is complete, so it is plain rather than fast: numpy, one function per sentence of
+the text, sections in the order of bitstream.md, with the arithmetic of numerics.md before the
+networks. Latents and pixels are those of the package to the bit. Only the "patch" transform is
+here.
+
+Arrays are float32 unless a docstring says otherwise. numpy has no fused multiply-add; `fma` makes
+it of float64 operations.
 """
 
 from __future__ import annotations
@@ -36,7 +41,7 @@ def require(condition: bool, message: str) -> None:
 # --- 1. The container ---------------------------------------------------------------------------
 
 SIGNATURE = b"\x8bGMX"
-ARITHMETIC = "torch-f64-grid10-v1"
+ARITHMETIC = "f32-seg128-kv16-v1"
 NAME_CHARACTERS = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789._-")
 KNOWN_CHUNKS = (b"TILE", b"STRM", b"ALPH")
 MAX_PIXELS = 2**26
@@ -202,14 +207,10 @@ def size_of(header: Header) -> tuple[int, int]:
 
 
 def at_quality(table: Array, quality: int) -> Array:
-    """A table stored per whole level, read at the quality of the header."""
-    q = quality / 256
-    k = min(math.floor(q), 6)
-    return table[k] + (q - k) * (table[k + 1] - table[k])
-
-
-def to_grid(x: Array) -> Array:
-    return np.rint(x * 1024) / 1024
+    """A table stored per whole level, [8, n], read at the quality of the header, [n]."""
+    level = min(quality // 256, 6)
+    part = np.float32((quality - 256 * level) / 256)
+    return fma(part, table[level + 1] - table[level], table[level])
 
 
 def coding_order(config: Config) -> list[tuple[int, int, int]]:
@@ -228,7 +229,8 @@ def decode_hyper_latent(stream: Stream, weights: Weights, header: Header) -> Arr
     rows, columns = latent_size(header.height, k_h), latent_size(header.width, k_w)
     shape = (-(-rows // 4), -(-columns // 4), weights.config.hyper_channels)
     indexes = list(range(shape[2])) * (shape[0] * shape[1])
-    symbols = np.array(stream.decode_group(indexes, weights.z_tables, 0)).reshape(shape)
+    symbols = stream.decode_group(indexes, weights.z_tables, 0)
+    symbols = np.array(symbols, np.float32).reshape(shape)
     inverse_gain = at_quality(weights["latent_codec.hyper_inverse_gain"], header.quality)
     z_hat = (symbols + weights["latent_codec.z_medians"]) * inverse_gain
     return hyper_synthesis(weights, z_hat)[:rows, :columns]
@@ -247,11 +249,12 @@ def decode_tile(
     groups: list[Array] = []
     for g, (c, i, j) in enumerate(order):
         mean, raw, features = model.step(g, groups[-1] if groups else None, psi[i::k_h, j::k_w])
-        indexes = np.searchsorted(weights["latent_codec.thresholds"], to_grid(raw), side="left")
+        require(bool(np.isfinite([mean, raw]).all()), "a mean or raw scale is NaN or infinite")
+        indexes = np.searchsorted(weights["latent_codec.thresholds"], raw, side="left")
         symbols = stream.decode_group(indexes.ravel().tolist(), weights.y_tables, header.skip_below)
-        y_hat = np.array(symbols, np.float32).reshape(mean.shape) + to_grid(mean).astype(np.float32)
+        y_hat = np.array(symbols, np.float32).reshape(mean.shape) + mean
         if config.lrp:
-            y_hat = to_grid(model.residual_prediction(g, y_hat, features)).astype(np.float32)
+            y_hat = model.residual_prediction(g, y_hat, features)
         groups.append(y_hat)
         latent[i::k_h, j::k_w, c * size : (c + 1) * size] = y_hat
     stream.finish()
@@ -265,6 +268,7 @@ def checksum(groups: list[Array]) -> int:
 
 
 def decode_latent(entries: list[TileEntry], weights: Weights, header: Header) -> Array:
+    """y_hat of the whole picture, [rows, columns, M]."""
     k_h, k_w = weights.config.patch
     rows, columns = latent_size(header.height, k_h), latent_size(header.width, k_w)
     row_starts = tile_starts(rows, header.tile_size, k_h)
@@ -273,7 +277,7 @@ def decode_latent(entries: list[TileEntry], weights: Weights, header: Header) ->
     require(len(entries) == len(origins), "the tile count is not rows x columns")
     streams = [Stream(entry.stream) for entry in entries]
     psi = decode_hyper_latent(streams[0], weights, header)
-    latent = np.zeros((rows, columns, weights.config.latent_channels))
+    latent = np.zeros((rows, columns, weights.config.latent_channels), np.float32)
     for stream, entry, (row, column) in zip(streams, entries, origins, strict=True):
         area = np.s_[row : row + row_starts.step, column : column + column_starts.step]
         latent[area] = decode_tile(stream, psi[area], weights, header, entry.latent_crc)
@@ -281,11 +285,13 @@ def decode_latent(entries: list[TileEntry], weights: Weights, header: Header) ->
 
 
 def to_pixels(latent: Array, weights: Weights, header: Header) -> Array:
+    """uint8 [height, width, 3] or grey [height, width]."""
     inverse_gain = at_quality(weights["latent_codec.inverse_gain"], header.quality)
     x = synthesis(weights, latent * inverse_gain)[: header.height, : header.width]
     if header.grey:
-        x = x.mean(axis=2)
-    return np.rint(np.clip(x, 0, 1) * 255).astype(np.uint8)
+        x = ((x[..., 0] + x[..., 1]) + x[..., 2]) / np.float32(3)
+    x = minimum(maximum(x, np.float32(0)), np.float32(1))
+    return nearest(x * np.float32(255)).astype(np.uint8)
 
 
 # --- 3. The coder -------------------------------------------------------------------------------
@@ -366,24 +372,172 @@ class Stream:
         require(all(x == 65536 for x in self.states), "a final state is not 65536")
 
 
-# --- 4. The networks (arrays are [rows, columns, channels]) -------------------------------------
+# --- Numerics (docs/numerics.md) ----------------------------------------------------------------
 
 
-def leaky(x: Array) -> Array:
-    return np.where(x >= 0, x, 0.01 * x)
+def constant(text: str) -> np.float32:
+    """A binary32 number as the text writes it."""
+    return np.float32(float.fromhex(text))
+
+
+ONE, TWO, HALF = np.float32(1), np.float32(2), np.float32(0.5)
+EXP_LIMIT = np.float32(86)
+LOG2_E = constant("0x1.715476p+0")
+MINUS_LN_2, LN_2_REST = constant("-0x1.62e43p-1"), constant("0x1.05c61p-29")
+EXP_COEFFICIENTS = [
+    constant(text)
+    for text in (
+        "0x1.6a50bep-10",
+        "0x1.123976p-7",
+        "0x1.5558acp-5",
+        "0x1.555492p-3",
+        "0x1.fffffcp-2",
+    )
+]
+GELU_CUBIC, GELU_LINEAR = constant("-0x1.2444f2p-4"), constant("-0x1.988454p+0")
+LEAKY_SLOPE = constant("0x1.47ae14p-7")
+NORM_EPSILON = constant("0x1.0c6f7ap-20")
+LOGIT_SCALE = constant("0x1.6a09e6p-3")
+ROUNDER = constant("0x1.8p23")
+LARGEST_BINARY16 = np.float32(65504)
+SEGMENT = 128
+LANE_COUNT = 16
+
+
+def fma(a: Array, b: Array, c: Array) -> Array:
+    """a * b + c with one rounding; a, b and c are broadcast.
+
+    The product is exact in float64. Where the float64 sum is not exact, one of the two float64
+    numbers around the exact sum has an odd last bit; that one never lies half-way between two
+    float32 numbers, so rounding it gives what rounding the exact sum would.
+    """
+    product = np.multiply(a, b, dtype=np.float64)
+    addend = np.asarray(c, np.float64)
+    total = np.asarray(product + addend)
+    rest = total - product  # the exact sum is total + error
+    error = (product - (total - rest)) + (addend - rest)
+    even = (total.view(np.int64) & 1) == 0
+    inexact = (error < 0) | (error > 0)  # and not NaN, of infinite numbers
+    away = (error > 0) == (total > 0)
+    step = np.where(inexact & even, np.where(away, 1, -1), 0)
+    return (total.view(np.int64) + step).view(np.float64).astype(np.float32)
+
+
+def maximum(a: Array, b: Array) -> Array:
+    return np.where(a > b, a, b)
+
+
+def minimum(a: Array, b: Array) -> Array:
+    return np.where(a < b, a, b)
+
+
+def nearest(x: Array) -> Array:
+    """The text's round(x)."""
+    return (x + ROUNDER) - ROUNDER
+
+
+def dot(a: Array, w: Array, init: Array) -> Array:
+    """[..., K] and [..., K] to [...]; all but K are broadcast, with each other and with init."""
+    length = a.shape[-1]
+    require(w.shape[-1] == length, "two vectors of a dot product have different lengths")
+    a, w = (np.ascontiguousarray(np.moveaxis(x, -1, 0), np.float64) for x in (a, w))
+    total = None
+    for start in range(0, length, SEGMENT):
+        s = init if start == 0 else np.float32(0)
+        for k in range(start, min(start + SEGMENT, length)):
+            s = fma(a[k], w[k], s)
+        total = s if total is None else total + s
+    return total
+
+
+def add_lanes(lanes: Array) -> Array:
+    """The tree of the lane sum: [..., 16] to [...]."""
+    for w in (8, 4, 2, 1):
+        lanes = lanes[..., :w] + lanes[..., w : 2 * w]
+    return lanes[..., 0]
+
+
+def first_lanes(terms: Array) -> Array:
+    """[..., n] to [..., 16], with +0 in lanes without an element."""
+    lanes = np.zeros((*terms.shape[:-1], LANE_COUNT), np.float32)
+    count = min(LANE_COUNT, terms.shape[-1])
+    lanes[..., :count] = terms[..., :count]
+    return lanes
+
+
+def lane_sum(terms: Array) -> Array:
+    """[..., n] to [...]."""
+    lanes = first_lanes(terms)
+    for start in range(LANE_COUNT, terms.shape[-1], LANE_COUNT):
+        row = terms[..., start : start + LANE_COUNT]
+        lanes[..., : row.shape[-1]] += row
+    return add_lanes(lanes)
+
+
+def lane_sum_of_squares(terms: Array) -> Array:
+    """[..., d] to [...], d a multiple of 16."""
+    first = first_lanes(terms)
+    lanes = first * first
+    for start in range(LANE_COUNT, terms.shape[-1], LANE_COUNT):
+        row = terms[..., start : start + LANE_COUNT]
+        lanes = fma(row, row, lanes)
+    return add_lanes(lanes)
+
+
+def exp(x: Array) -> Array:
+    x = minimum(maximum(x, -EXP_LIMIT), EXP_LIMIT)
+    n = nearest(x * LOG2_E)
+    r = fma(n, LN_2_REST, fma(n, MINUS_LN_2, x))
+    p = EXP_COEFFICIENTS[0]
+    for coefficient in EXP_COEFFICIENTS[1:]:
+        p = fma(p, r, coefficient)
+    return np.ldexp(ONE + fma(p, r * r, r), n.astype(np.int32))
+
+
+def gelu(x: Array) -> Array:
+    with np.errstate(over="ignore", invalid="ignore"):  # exp clamps infinity
+        power = x * fma(x * x, GELU_CUBIC, GELU_LINEAR)
+    return x / (ONE + exp(power))
+
+
+def tanh(x: Array) -> Array:
+    return ONE - TWO / (ONE + exp(TWO * x))
 
 
 def compand(x: Array) -> Array:
-    return x / np.sqrt(1 + np.abs(x))
+    return x / np.sqrt(ONE + np.abs(x))
 
 
-def gelu(t: Array) -> Array:
-    return t / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (t + 0.044715 * t**3)))
+def leaky(x: Array) -> Array:
+    return np.where(x > 0, x, x * LEAKY_SLOPE)
 
 
-def softmax(x: Array) -> Array:
-    e = np.exp(x - x.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
+def layer_norm(weights: Weights, name: str, x: Array) -> Array:
+    """[..., d] to [..., d]."""
+    d = np.float32(x.shape[-1])
+    centred = x - (lane_sum(x) / d)[..., None]
+    variance = lane_sum_of_squares(centred) / d
+    scale = ONE / np.sqrt(variance + NORM_EPSILON)
+    gain, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
+    return fma(centred * scale[..., None], gain, bias)
+
+
+def attention(q: Array, k: Array, v: Array, bias: Array) -> Array:
+    """q [..., queries, 32], k and v [..., keys, 32], bias [..., queries, keys]; as q."""
+    logits = fma(dot(q[..., :, None, :], k[..., None, :, :], np.float32(0)), LOGIT_SCALE, bias)
+    e = exp(logits - logits.max(axis=-1, keepdims=True))
+    by_channel = np.swapaxes(v, -1, -2)[..., None, :, :]  # [..., 1, 32, keys]
+    result = dot(e[..., :, None, :], by_channel, np.float32(0))
+    return result / lane_sum(e)[..., None]
+
+
+def cached(x: Array) -> Array:
+    """What the context cache gives back for a key or value."""
+    clamped = minimum(maximum(x, -LARGEST_BINARY16), LARGEST_BINARY16)
+    return clamped.astype(np.float16).astype(np.float32)
+
+
+# --- 4. The networks (arrays are [rows, columns, channels]) -------------------------------------
 
 
 def shuffle(x: Array, r: int) -> Array:
@@ -395,34 +549,27 @@ def shuffle(x: Array, r: int) -> Array:
 def linear(weights: Weights, name: str, x: Array) -> Array:
     """A linear, or a 1x1 convolution, whose weight only has two more sizes of 1."""
     weight = weights[f"{name}.weight"]
-    return x @ weight.reshape(weight.shape[:2]).T + weights[f"{name}.bias"]
+    return dot(x[..., None, :], weight.reshape(weight.shape[:2]), weights[f"{name}.bias"])
 
 
-def neighbours(x: Array) -> list[tuple[int, int, Array]]:
-    """For each tap of a 3x3 kernel, the zero-padded x as that tap sees it."""
+def windows3x3(x: Array) -> Array:
+    """[rows, columns, channels] to [rows, columns, 9, channels], the taps by row and column."""
     padded = np.pad(x, ((1, 1), (1, 1), (0, 0)))
     rows, columns = x.shape[:2]
-    taps = [(i, j) for i in range(3) for j in range(3)]
-    return [(i, j, padded[i : i + rows, j : j + columns]) for i, j in taps]
+    taps = [padded[i : i + rows, j : j + columns] for i in range(3) for j in range(3)]
+    return np.stack(taps, axis=2)
 
 
 def conv3x3(weights: Weights, name: str, x: Array) -> Array:
-    weight = weights[f"{name}.weight"]
-    result = sum(shifted @ weight[:, :, i, j].T for i, j, shifted in neighbours(x))
-    return result + weights[f"{name}.bias"]
+    weight = weights[f"{name}.weight"].transpose(0, 2, 3, 1)  # [out, row, column, in]
+    taps = windows3x3(x).reshape(*x.shape[:2], 1, -1)
+    return dot(taps, weight.reshape(len(weight), -1), weights[f"{name}.bias"])
 
 
 def depthwise3x3(weights: Weights, name: str, x: Array) -> Array:
     weight = weights[f"{name}.weight"]
-    result = sum(shifted * weight[:, 0, i, j] for i, j, shifted in neighbours(x))
-    return result + weights[f"{name}.bias"]
-
-
-def layer_norm(weights: Weights, name: str, x: Array) -> Array:
-    centred = x - x.mean(axis=-1, keepdims=True)
-    variance = np.square(centred).mean(axis=-1, keepdims=True)
-    gain, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
-    return centred / np.sqrt(variance + 1e-6) * gain + bias
+    taps = np.swapaxes(windows3x3(x), -1, -2)
+    return dot(taps, weight.reshape(len(weight), 9), weights[f"{name}.bias"])
 
 
 def hyper_synthesis(weights: Weights, z_hat: Array) -> Array:
@@ -432,10 +579,13 @@ def hyper_synthesis(weights: Weights, z_hat: Array) -> Array:
 
 
 def split_heads(x: Array) -> Array:
+    """[..., d] to [..., head, 32]."""
     return x.reshape(*x.shape[:-1], -1, 32)
 
 
 def windows(rows: int, columns: int, origin: int) -> list[tuple[slice, slice]]:
+    """The cells of the lattice; origin is 0 or negative."""
+
     def cells(size: int) -> list[slice]:
         return [slice(max(start, 0), min(start + 8, size)) for start in range(origin, size, 8)]
 
@@ -463,10 +613,10 @@ class EntropyModel:
         return self.weights[f"latent_codec.context.{name}"]
 
     def per_slice(self, name: str, c: int, x: Array) -> Array:
-        return x @ self.tensor(name)[c].T + self.tensor(f"{name}_bias")[c]
+        return dot(x[..., None, :], self.tensor(name)[c], self.tensor(f"{name}_bias")[c])
 
     def step(self, g: int, previous: Array | None, psi: Array) -> tuple[Array, Array, Array]:
-        """mean and raw of group g, not yet rounded, and the features f."""
+        """mean and raw of group g and the features f, from y_hat of the group before."""
         x = self._embed(g, previous, psi)
         for i in range(self.weights.config.layers):
             block = f"latent_codec.context.blocks.{i}"
@@ -479,19 +629,21 @@ class EntropyModel:
         return mean, raw, features
 
     def residual_prediction(self, g: int, y: Array, features: Array) -> Array:
-        y = y.astype(np.float64)
         inputs = np.concatenate([features, compand(y)], axis=-1)
-        return y + np.tanh(self.per_slice("lrp", self.slices[g], inputs)) / 2
+        return fma(tanh(self.per_slice("lrp", self.slices[g], inputs)), HALF, y)
 
     def _norm(self, name: str, x: Array) -> Array:
         return layer_norm(self.weights, name, x)
 
     def _embed(self, g: int, previous: Array | None, psi: Array) -> Array:
-        before = self.slices[g - 1] if g else 0
-        y = self.tensor("start") if previous is None else previous.astype(np.float64)
-        x = self.per_slice("embed_y", before, compand(y))
-        x = x + self.per_slice("embed_hyper", self.slices[g], psi)
-        return x + self.tensor("embed_group")[g] + self.level
+        before, now = self.slices[g - 1] if g else 0, self.slices[g]
+        bias = self.tensor("embed_y_bias")[before] + self.tensor("embed_hyper_bias")[now]
+        bias = (bias + self.tensor("embed_group")[g]) + self.level
+        y = self.tensor("start") if previous is None else previous
+        y = np.broadcast_to(compand(y), (*psi.shape[:2], y.shape[-1]))
+        inputs = np.concatenate([y, psi], axis=-1)
+        weight = [self.tensor("embed_y")[before], self.tensor("embed_hyper")[now]]
+        return dot(inputs[..., None, :], np.concatenate(weight, axis=-1), bias)
 
     def _qkv(self, name: str, x: Array) -> list[Array]:
         qkv = linear(self.weights, f"{name}.qkv", self._norm(f"{name}.norm", x))
@@ -504,21 +656,19 @@ class EntropyModel:
         for area in windows(*x.shape[:2], origin=-4 if block % 2 else 0):
             shape = q[area].shape
             flat = (shape[0] * shape[1], *shape[2:])
-            query, key, value = (part[area].reshape(flat) for part in (q, k, v))
-            logits = np.einsum("qhc,khc->hqk", query, key) / math.sqrt(32)
-            attention = softmax(logits + window_bias(table, *shape[:2]))
-            result[area] = np.einsum("hqk,khc->qhc", attention, value).reshape(shape)
+            parts = (np.swapaxes(part[area].reshape(flat), 0, 1) for part in (q, k, v))
+            heads = attention(*parts, window_bias(table, *shape[:2]))  # [head, query, 32]
+            result[area] = np.swapaxes(heads, 0, 1).reshape(shape)
         return linear(self.weights, f"{name}.proj", result.reshape(x.shape))
 
     def _attend_over_steps(self, g: int, block: int, name: str, x: Array) -> Array:
         q, k, v = self._qkv(name, x)
-        self.keys[block].append(k)
-        self.values[block].append(v)
-        logits = [(q * key).sum(axis=-1) for key in self.keys[block]]  # each [rows, columns, head]
+        self.keys[block].append(cached(k))
+        self.values[block].append(cached(v))
+        keys = np.stack(self.keys[block], axis=-2)  # [rows, columns, head, step, 32]
+        values = np.stack(self.values[block], axis=-2)
         bias = self.weights[f"{name}.step_bias"][:, g, : g + 1]
-        attention = softmax(np.stack(logits, axis=-1) / math.sqrt(32) + bias)
-        steps = enumerate(self.values[block])
-        result = sum(attention[..., step, None] * value for step, value in steps)
+        result = attention(q[..., None, :], keys, values, bias[:, None, :])
         return linear(self.weights, f"{name}.proj", result.reshape(x.shape))
 
 
@@ -583,7 +733,7 @@ def read_config(text: bytes) -> Config:
 
 
 class Weights:
-    """Tensors by name, floats expanded to float64."""
+    """Tensors by name, floats expanded to float32."""
 
     def __init__(self, path: str | Path) -> None:
         raw = read_safetensors(Path(path).read_bytes())
@@ -626,7 +776,7 @@ def read_safetensors(data: bytes) -> dict[str, tuple[str, list[int], bytes]]:
 def to_array(dtype: str, shape: list[int], elements: bytes) -> Array:
     require(dtype in DTYPES, f"a tensor has the unknown type {dtype}")
     array = np.frombuffer(elements, DTYPES[dtype]).reshape(shape)
-    return array.astype(np.float64) if dtype.startswith("F") else array
+    return array.astype(np.float32) if dtype.startswith("F") else array
 
 
 def fingerprint(tensors: dict[str, tuple[str, list[int], bytes]]) -> bytes:
@@ -641,8 +791,14 @@ def fingerprint(tensors: dict[str, tuple[str, list[int], bytes]]) -> bytes:
 # --- All together -------------------------------------------------------------------------------
 
 
-def decode(gmx_bytes: bytes, weights_path: str | Path) -> tuple[Array, Array | None]:
-    """Pixels, uint8 [H, W, 3] or grey [H, W], and the alpha plane [H, W] where there is one."""
+@dataclass(frozen=True)
+class Decoded:
+    latent: Array  # y_hat, float32 [latent rows, latent columns, M]
+    pixels: Array  # uint8 [height, width, 3], or grey [height, width]
+    alpha: Array | None  # uint8 [height, width]
+
+
+def decode(gmx_bytes: bytes, weights_path: str | Path) -> Decoded:
     reader = Reader(gmx_bytes)
     header = read_header(reader)
     chunks = read_chunks(reader, header.chunk_count)
@@ -652,4 +808,4 @@ def decode(gmx_bytes: bytes, weights_path: str | Path) -> tuple[Array, Array | N
     require(header.arithmetic == ARITHMETIC, "this decoder has another arithmetic")
     latent = decode_latent(entries, weights, header)
     alpha = read_alpha(chunks[b"ALPH"], header) if b"ALPH" in chunks else None
-    return to_pixels(latent, weights, header), alpha
+    return Decoded(latent, to_pixels(latent, weights, header), alpha)

@@ -1,25 +1,59 @@
 # SPDX-License-Identifier: MIT
-"""The benchmark's promises: keys that tools read, a verified round trip, sensible refusals."""
+"""The benchmarks' promises: keys that tools read, results verified before timing, refusals."""
 
 from __future__ import annotations
 
+import importlib
 import json
+import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "coding_speed.py"
+import numpy as np
+import pytest
+import torch
+
+import groupedmixer
+from groupedmixer.images import as_picture
+from groupedmixer_ext import ops
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+RUN_KEYS = {
+    "system",
+    "config",
+    "height",
+    "width",
+    "device",
+    "threads",
+    "direction",
+    "stage",
+    "median_ms",
+    "iqr_ms",
+    "repeats",
+}
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(BENCHMARK), *arguments]
+def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(FOLDER / program), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def load(monkeypatch: pytest.MonkeyPatch, name: str) -> ModuleType:
+    """A module of the benchmarks, which are scripts and no package."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module(name)
+
+
+SMALL = ("--config", "tiny", "--height", "64", "--width", "96", "--threads", "1")
 
 
 def test_coding_speed_writes_what_tools_read(tmp_path: Path) -> None:
     path = tmp_path / "out.json"
-    options = ("--config", "tiny", "--height", "64", "--width", "96", "--repeats", "2")
-    result = run(*options, "--threads", "1", "--json", str(path))
+    result = run("coding_speed.py", *SMALL, "--repeats", "2", "--json", str(path))
     assert result.returncode == 0, result.stderr
     assert "RANDOM weights" in result.stdout
     found = json.loads(path.read_text())
@@ -29,6 +63,7 @@ def test_coding_speed_writes_what_tools_read(tmp_path: Path) -> None:
         runs = {run["stage"]: run for run in found["runs"] if run["direction"] == direction}
         assert set(runs) == stages
         for measured in runs.values():
+            assert set(measured) >= RUN_KEYS
             assert measured["system"] == "groupedmixer"
             assert measured["config"] == "tiny"
             assert (measured["height"], measured["width"]) == (64, 96)
@@ -42,7 +77,214 @@ def test_coding_speed_writes_what_tools_read(tmp_path: Path) -> None:
 
 
 def test_bad_arguments_are_usage_errors(tmp_path: Path) -> None:
-    for arguments in (("--quality", "9"), ("--threads", "-1"), ("--images", str(tmp_path / "x"))):
-        result = run(*arguments)
+    for arguments in (
+        ("--quality", "9"),
+        ("--threads", "-1"),
+        ("--images", str(tmp_path / "x")),
+        ("--peers", "nobody"),
+    ):
+        result = run("coding_speed.py", *arguments)
         assert result.returncode == 2
         assert arguments[0] in result.stderr.splitlines()[-1]
+
+
+def test_eager_peers_are_reported_beside_ours(tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    peers = ("--peers", "eager-cached", "eager-uncached", "--no-compile")
+    result = run("coding_speed.py", *SMALL, "--repeats", "1", *peers, "--json", str(path))
+    assert result.returncode == 0, result.stderr
+    runs = json.loads(path.read_text())["runs"]
+    assert all(set(run) >= RUN_KEYS for run in runs)
+    of_peers = [run for run in runs if run["system"] != "groupedmixer"]
+    assert {(run["system"], run["direction"], run["stage"]) for run in of_peers} == {
+        (system, direction, "entropy_model")  # and no total that was not measured
+        for system in ("eager-cached", "eager-uncached")
+        for direction in ("encode", "decode")
+    }
+    for measured in of_peers:
+        assert measured["median_ms"] > 0
+        assert measured["times_ours"] > 0
+        assert measured["error_of_means"] <= 2e-4
+    assert "x ours" in result.stdout
+
+
+@pytest.mark.slow
+def test_compressai_peers_are_reported_beside_ours(tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    peers = ("--peers", "compressai-elic", "compressai-cheng2020")
+    result = run("coding_speed.py", *SMALL, "--repeats", "1", *peers, "--json", str(path))
+    assert result.returncode == 0, result.stderr
+    runs = json.loads(path.read_text())["runs"]
+    for system in peers[1:]:
+        found = [run for run in runs if run["system"] == system]
+        assert {run["stage"] for run in found} == {"transform", "entropy", "total"}
+        assert all(set(run) >= RUN_KEYS for run in found)
+        assert all(0.5 <= run["bits_per_symbol"] <= 3 for run in found)
+
+
+@pytest.fixture
+def model() -> groupedmixer.GroupedMixer:
+    """With every parameter of the entropy model in use, latent residual prediction included."""
+    torch.manual_seed(0)
+    model = groupedmixer.GroupedMixer(groupedmixer.get_config("tiny")).eval()
+    with torch.no_grad():
+        for parameter in model.latent_codec.context.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.mark.parametrize("size", [(64, 96), (208, 304), (32, 32)])
+def test_every_eager_variant_computes_the_training_form(
+    monkeypatch: pytest.MonkeyPatch, model: groupedmixer.GroupedMixer, size: tuple[int, int]
+) -> None:
+    eager = load(monkeypatch, "_eager")
+    context, thresholds = model.latent_codec.context, model.latent_codec.thresholds
+    (inputs,) = eager.prepare(model, torch.rand(1, 3, *size), 3.3, 64)
+    for windows in eager.WINDOW_KINDS:
+        for cross in eager.CROSS_KINDS:
+            variant = eager.Variant(windows, cross)
+            coder = eager.EagerCached(context, thresholds, 3, inputs.h, inputs.w, variant)
+            coded = coder.code(inputs, inputs.y)
+            eager.check_against_training_form(context, inputs, coded.y_hat, coded.means, 3.3)
+            assert torch.equal(coder.code(inputs, coded.symbols).y_hat, coded.y_hat)
+    uncached = eager.EagerUncached(context, thresholds, 3, inputs.h, inputs.w)
+    for step in range(context.config.num_groups):
+        symbols, mean = uncached.step(step, inputs, coded.y_hat, inputs.y[step])
+        torch.testing.assert_close(mean, coded.means[step], atol=1e-4, rtol=1e-4)
+        assert (symbols != coded.symbols[step]).float().mean() < 0.01
+
+
+def test_a_wrong_eager_peer_is_caught(
+    monkeypatch: pytest.MonkeyPatch, model: groupedmixer.GroupedMixer
+) -> None:
+    peers, models = load(monkeypatch, "_peers"), load(monkeypatch, "_models")
+    eager = load(monkeypatch, "_eager")
+    picture = as_picture(np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8))
+    subject = models.Subject(codec=None, model=model, random=True)
+    right = eager.attend
+
+    def wrong(q: Any, k: Any, v: Any, bias: Any, fused: bool) -> Any:
+        return right(q, k, v.flip(-1), bias, fused)
+
+    def wrong_too(q: Any, keys: Any, values: Any, bias: Any) -> Any:
+        return values[-1]
+
+    monkeypatch.setattr(eager, "attend", wrong)
+    monkeypatch.setattr(eager, "cross_by_product", wrong_too)
+    for name in ("eager-cached", "eager-uncached"):
+        with pytest.raises(ValueError, match="training form"):
+            peers.make_contenders([name], subject, picture, 4.0, 64, 3, 1, False)
+
+
+def test_a_wrong_compressai_peer_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    compressai_peers = load(monkeypatch, "_compressai_peers")
+    peer = compressai_peers.cheng2020_peer(torch.rand(1, 3, 64, 64))
+    rates = peer.verify()
+    assert 0.5 <= rates["bits_per_symbol"] <= 3
+    encode = peer._encode
+
+    def damaged() -> None:
+        encode()
+        (string,) = peer._coded["strings"][0]
+        peer._coded["strings"][0] = [bytes(byte ^ 0x55 for byte in string[:8]) + string[8:]]
+
+    monkeypatch.setattr(peer, "_encode", damaged)
+    with pytest.raises(ValueError, match="does not decode what it coded"):
+        peer.verify()
+
+
+def test_interpolation_says_what_a_full_run_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    peers = load(monkeypatch, "_peers")
+    assert peers.interpolated_sum([0, 2, 3], [1.0, 3.0, 5.0]) == 1 + 2 + 3 + 5
+    line = [2.0 + 0.5 * step for step in range(40)]
+    steps = [0, 6, 11, 20, 39]
+    assert math.isclose(peers.interpolated_sum(steps, [line[step] for step in steps]), sum(line))
+
+
+needs_compiler = pytest.mark.skipif(
+    not (shutil.which("c++") or shutil.which("g++")), reason="no C++ compiler"
+)
+
+
+@needs_compiler
+def test_machine_peak_is_plausible(monkeypatch: pytest.MonkeyPatch) -> None:
+    peak = load(monkeypatch, "_machine").measure_peak(threads=1, buffer_mib=64)
+    assert peak.threads == 1
+    assert 1 < peak.fma_gflops < 1e4
+    assert 0.1 < peak.read_gbs < 1e4
+
+
+def test_a_missing_compiler_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = load(monkeypatch, "_machine")
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(RuntimeError, match="C\\+\\+ compiler"):
+        machine.measure_peak(1)
+
+
+@pytest.mark.skipif(not hasattr(ops, "linear"), reason="no ops.linear in this build")
+def test_bench_gemm_writes_what_tools_read(tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    options = ("--shapes", "12x64x48", "--rounds", "1", "--threads", "1", "--no-peak")
+    result = run("bench_gemm.py", *options, "--json", str(path))
+    assert result.returncode == 0, result.stderr
+    runs = json.loads(path.read_text())["runs"]
+    assert runs[0]["op"] == "groupedmixer"
+    assert {"median_ms", "best_ms", "iqr_ms", "repeats", "gflops", "times_ours"} <= set(runs[0])
+
+
+def test_a_wrong_product_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    gemm = load(monkeypatch, "bench_gemm")
+    x, weight, bias = torch.randn(5, 64), torch.randn(7, 64), torch.randn(7)
+    right = torch.nn.functional.linear(x, weight, bias)
+    gemm.check("right", right, x, weight, bias)
+    with pytest.raises(ValueError, match="wrong"):
+        gemm.check("wrong", right + 1e-3, x, weight, bias)
+
+
+@pytest.mark.skipif(not hasattr(ops, "append_attention"), reason="no attention in this build")
+def test_bench_attention_writes_what_tools_read(tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    options = ("--grids", "5x6", "--width", "64", "--steps", "3", "--layers", "2")
+    rest = ("--rounds", "1", "--threads", "1", "--no-peak", "--no-compile", "--json", str(path))
+    result = run("bench_attention.py", *options, *rest)
+    assert result.returncode == 0, result.stderr
+    runs = json.loads(path.read_text())["runs"]
+    assert {run["kind"] for run in runs} == {"window_attention", "append_attention"}
+    assert all(run["times_ours"] > 0 for run in runs)
+
+
+@pytest.mark.parametrize("kind", ["matmul", "sdpa", "sum"])
+def test_torch_attention_of_the_benchmark_is_right(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    attention = load(monkeypatch, "bench_attention")
+    inputs, bias = torch.randn(4, 6, 3 * 64), torch.randn(2, 4, 4)
+    append = attention.torch_append(kind, 6, 1, bias)
+    found = torch.stack([append(0, step, inputs[step]).clone() for step in range(4)])
+    expected = attention.expected_append(inputs, bias, half=False)
+    attention.check(kind, found, expected)
+    with pytest.raises(ValueError, match="wrong"):
+        attention.check(kind, found.roll(1, 0), expected)
+
+
+def test_cost_curves_write_a_table(tmp_path: Path) -> None:
+    table, path = tmp_path / "cost.md", tmp_path / "cost.json"
+    options = ("--configs", "tiny", "--sizes", "48x32", "--groups", "--repeats", "1")
+    result = run(
+        "cost_curves.py", *options, "--threads", "1", "--table", str(table), "--json", str(path)
+    )
+    assert result.returncode == 0, result.stderr
+    assert "| tiny | 8 | 48x32 |" in table.read_text()
+    (measured,) = json.loads(path.read_text())["runs"]
+    assert (measured["width"], measured["height"], measured["groups"]) == (48, 32, 8)
+    assert measured["encode_ms"] > 0
+    assert measured["decode_ms"] > 0
+
+
+def test_groups_vary_at_the_same_latent(monkeypatch: pytest.MonkeyPatch) -> None:
+    curves = load(monkeypatch, "cost_curves")
+    for count in curves.GROUPINGS:
+        config = curves.with_groups(count)
+        assert config.num_groups == count
+        assert config.latent_channels == groupedmixer.get_config("base").latent_channels

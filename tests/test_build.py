@@ -182,9 +182,9 @@ def test_old_torch_is_refused() -> None:
 
 def test_every_source_is_compiled_in_one_way() -> None:
     ops, with_cuda = setup.op_sources(False), setup.op_sources(True)
-    chosen = with_cuda + setup.rans_sources() + setup.core_sources() + setup.sources("*_isa.cpp")
+    chosen = with_cuda + setup.module_sources() + setup.core_sources() + setup.sources("*_isa.cpp")
     assert sorted(chosen) == setup.sources("*.cpp", "*.cu") and set(ops) < set(with_cuda)
-    stems = [os.path.splitext(source)[0] for source in with_cuda + setup.rans_sources()]
+    stems = [os.path.splitext(source)[0] for source in with_cuda + setup.module_sources()]
     assert len(stems) == len(set(stems)), "two sources of one folder share an object"
 
 

@@ -24,7 +24,7 @@ from groupedmixer import (
     get_config,
 )
 from groupedmixer.blocks import InnerGroupMixer, _cells
-from groupedmixer.coding import run_groups, to_grid
+from groupedmixer.mixer import run_groups
 from groupedmixer.config import CONFIGS
 from groupedmixer.entropy import SCALES, GaussianLikelihood, scale_thresholds
 from groupedmixer.errors import ArithmeticMismatchError
@@ -46,7 +46,7 @@ def test_training_form_and_coding_form_agree(config: Config) -> None:
     about 1) for float32 sums in another order. Inputs lie on the grid, as decoded groups do."""
     context = random_model(config).latent_codec.context
     k_h, k_w = config.patch
-    y = to_grid(torch.randn(1, config.latent_channels, 10 * k_h, 13 * k_w) * 5)
+    y = torch.randn(1, config.latent_channels, 10 * k_h, 13 * k_w) * 5
     groups = context.grouping.split(y)
     psi = context.grouping.at_groups(torch.randn(1, config.width, 10 * k_h, 13 * k_w))
     quality = torch.tensor([3.3])

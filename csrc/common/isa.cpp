@@ -2,6 +2,10 @@
 
 #include "common/isa.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <array>
 #include <cstdlib>
 #include <stdexcept>
@@ -15,6 +19,14 @@ namespace {
 constexpr std::array<Isa, 3> kBuilt = {Isa::kScalar, Isa::kAvx2, Isa::kAvx512};
 #else
 constexpr std::array<Isa, 1> kBuilt = {Isa::kScalar};
+#endif
+
+#if defined(__x86_64__)
+// Not every compiler's __builtin_cpu_supports knows it. The system saves its registers if AVX2's.
+bool has_f16c() {
+  unsigned int eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
 #endif
 
 Isa choose_isa() {
@@ -57,7 +69,7 @@ std::string isa_names(const char* separator) {
 bool isa_available(Isa isa) {
   if (isa == Isa::kScalar) return true;
 #if defined(__x86_64__)
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
   if (isa == Isa::kAvx2) return avx2;
   return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");

@@ -15,6 +15,7 @@ from .config import HEAD_DIM, WINDOW
 __all__ = ["CrossGroupMixer", "InnerGroupMixer", "MixerBlock"]
 
 LAYER_NORM_EPS = 1e-6
+MAX_HALF = 65504.0
 
 
 def attend(
@@ -154,8 +155,9 @@ class CrossGroupMixer(nn.Module):
         """Coding form: appends this step's keys and values to the cache, attends to 0..step."""
         h, w, d = x.shape
         q, k, v = self.qkv(self.norm(x)).reshape(h * w, 3, self.heads, HEAD_DIM).unbind(1)
-        keys[:, :, step] = k
-        values[:, :, step] = v
+        # The cache of the native engine holds float16.
+        keys[:, :, step] = k.clamp(-MAX_HALF, MAX_HALF).half()
+        values[:, :, step] = v.clamp(-MAX_HALF, MAX_HALF).half()
         scores = (keys[:, :, : step + 1] @ q.unsqueeze(-1)).squeeze(-1) * HEAD_DIM**-0.5
         weights = (scores + self.step_bias[:, step, : step + 1]).softmax(dim=-1)
         out = (weights.unsqueeze(-2) @ values[:, :, : step + 1]).reshape(h, w, d)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from . import container
+from groupedmixer_ext.engine import Region, Settings
+
+from . import container, tiled
 from .coding import ARITHMETIC_ID, SKIP_BELOW, TILE, CodedLatent, CodedTile, LatentCoder
 from .container import QUALITY_STEPS, ColourSpace, GmxFile, Header, Tile, quality_field
 from .errors import UnsupportedVersionError, WrongWeightsError
@@ -20,9 +23,13 @@ from .export import Weights
 from .images import Picture, as_picture, decode_alpha, encode_alpha, to_pil
 from .limits import MAX_PIXELS
 from .stages import UNTIMED, Stages
-from .tiles import tile_grid
+from .tiles import LATENT_STRIDE as STRIDE
+from .tiles import TileGrid, tile_grid
 
 __all__ = ["Codec", "check_device"]
+
+Box: TypeAlias = tuple[int, int, int, int]
+"""(left, upper, right, lower) pixels, as `PIL.Image.Image.crop` takes them."""
 
 
 class Codec:
@@ -34,15 +41,16 @@ class Codec:
                                                                       |
         image <--to_pil-- g_s <-- y_hat <--LatentCoder-- tiles <------'
 
-    Usually made by `groupedmixer.load`. One codec may be used by several threads at once.
+    With the ``patch`` transforms all between picture and tiles is one native call, and the pixels
+    are the same on every machine. Other transforms run in PyTorch. Usually made by
+    `groupedmixer.load`. One codec may be used by several threads at once.
 
     Parameters
     ----------
     weights
         Of `load_weights`, or of `export_weights` for a model of one's own.
     device
-        Where the transforms run, ``"cpu"`` or ``"cuda"``. The entropy model runs on the CPU on
-        either, so that files do not depend on it.
+        Where transforms in PyTorch run, ``"cpu"`` or ``"cuda"``. All else runs on the CPU.
 
     Raises
     ------
@@ -56,10 +64,11 @@ class Codec:
         self.fingerprint = weights.fingerprint
         model = weights.model().requires_grad_(False)
         self.config = model.config
-        self._coder = LatentCoder(model.latent_codec)
+        self._native = self.config.transform == "patch"
+        transforms = (model.g_a, model.g_s)
+        self._coder = LatentCoder(model.latent_codec, transforms if self._native else None)
         self._pad = model.pad
-        self._g_a = model.g_a.to(self.device)
-        self._g_s = model.g_s.to(self.device)
+        self._g_a, self._g_s = (module.to(self.device) for module in transforms)
 
     def __repr__(self) -> str:
         return f"Codec({self.name!r}, {self.fingerprint.hex()}, device={str(self.device)!r})"
@@ -89,7 +98,7 @@ class Codec:
         """
         field = quality_field(quality)
         picture = as_picture(image)
-        coded = self.encode_latent(picture, quality, stages=stages)
+        coded = self.encode_latent(picture, quality, want_latent=False, stages=stages)
         with stages("file"):
             header = Header(
                 weights_fingerprint=self.fingerprint,
@@ -111,6 +120,7 @@ class Codec:
         data: bytes | bytearray | memoryview,
         max_pixels: int = MAX_PIXELS,
         *,
+        region: Box | None = None,
         stages: Stages = UNTIMED,
     ) -> Image.Image:
         """Reads a .gmx file: a Pillow image of mode RGB, L, RGBA or LA.
@@ -121,6 +131,9 @@ class Codec:
             The whole file.
         max_pixels
             Larger pictures are refused before memory is taken for them.
+        region
+            (left, upper, right, lower) in pixels: decodes only the tiles that these pixels depend
+            on, and returns them alone.
         stages
             Collects where the time goes.
 
@@ -132,38 +145,68 @@ class Codec:
             If it was made with other weights; names them.
         ArithmeticMismatchError
             If this machine computes other numbers than the one that made the file.
+        ValueError
+            If ``region`` is empty or not inside the picture.
         MemoryError
             If the picture does not fit.
         """
         with stages("file"):
             file = container.parse(data, max_pixels)
+        grid = self._check(file)
         header = file.header
         grey = header.colour_space == ColourSpace.GREY
-        latent = self.decode_latent(file, stages=stages)
-        with stages("transform"):
-            rgb = self._synthesise(latent, header, grey)
+        box = _check_box(region, header)
+        with _out_of_memory_is_one_error():
+            if self._native:
+                rgb = self._coder.decode_picture(
+                    _coded_tiles(file),
+                    (header.height, header.width),
+                    Settings(header.quality, header.skip_below, header.tile_latents),
+                    Region(box[1], box[0], box[3], box[2]),
+                    grey,
+                    stages,
+                )
+            else:
+                rgb = self._decode_in_torch(file, grid, box, grey, stages)
         with stages("file"):
             alpha = None
             if file.alpha is not None:
                 alpha = decode_alpha(file.alpha, header.width, header.height)
+                alpha = np.ascontiguousarray(alpha[box[1] : box[3], box[0] : box[2]])
         return to_pil(Picture(rgb, alpha, grey))
 
-    @torch.inference_mode()
     def encode_latent(
-        self, picture: Picture, quality: float, *, stages: Stages = UNTIMED
+        self,
+        picture: Picture,
+        quality: float,
+        *,
+        want_latent: bool = True,
+        stages: Stages = UNTIMED,
     ) -> CodedLatent:
-        """The coded latent of a picture: what `compress` puts into a file."""
+        """The coded latent of a picture: what `compress` puts into a file.
+
+        Its ``y_hat`` is what `decode_latent` returns; None if it is not wanted.
+        """
         with _out_of_memory_is_one_error():
-            with stages("transform"):
+            if self._native:
+                return self._coder.encode_picture(picture.rgb, quality, want_latent, stages)
+            with stages("transform"), torch.inference_mode():
                 rgb = torch.from_numpy(picture.rgb).to(self.device)
-                x = rgb.permute(2, 0, 1)[None].float() / 255
-                y = self._g_a(self._pad(x)).cpu()
-            return self._coder.encode(y, quality, SKIP_BELOW, TILE, stages)
+                x = self._pad(rgb.permute(2, 0, 1)[None].float() / 255)
+                y = tiled.analyse(self._g_a, x).cpu()
+                del rgb, x
+            return self._coder.encode(y, [quality], SKIP_BELOW, TILE, stages)[0]
 
     def decode_latent(
         self, file: GmxFile, *, stages: Stages = UNTIMED
     ) -> Tensor:  # [1, M, H, W] float32, gains still in
         """The latent of a parsed file, checksums compared. Raises as `decompress` does."""
+        grid = self._check(file)
+        with _out_of_memory_is_one_error():
+            return self._decode_tiles(file, grid, None, stages)
+
+    def _check(self, file: GmxFile) -> TileGrid:
+        """Its tiles, if the file can be decoded here."""
         header = file.header
         if header.weights_fingerprint != self.fingerprint:
             raise WrongWeightsError(
@@ -176,30 +219,79 @@ class Codec:
             )
         grid = tile_grid(header.height, header.width, header.tile_latents, *self.config.patch)
         container.check_tiles(file, grid.count)
-        with _out_of_memory_is_one_error():
-            return self._coder.decode(
-                [CodedTile(tile.stream, tile.latent_crc) for tile in file.tiles],
-                (grid.height, grid.width),
-                header.quality / QUALITY_STEPS,
-                header.skip_below,
-                header.tile_latents,
-                stages,
-            )
+        return grid
 
-    @torch.inference_mode()
-    def _synthesise(
-        self,
-        latent: Tensor,  # [1, M, H, W] gains still in
-        header: Header,
-        grey: bool,
-    ) -> npt.NDArray[np.uint8]:  # [height, width, 3], three equal channels where grey
-        with _out_of_memory_is_one_error():
-            y_hat = self._coder.unscale(latent, header.quality / QUALITY_STEPS)
-            x_hat = self._g_s(y_hat.to(self.device))[0, :, : header.height, : header.width]
-            if grey:
-                x_hat = x_hat.mean(0, keepdim=True).expand(3, -1, -1)
-            levels = (x_hat.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
-            return np.ascontiguousarray(levels.cpu().numpy())
+    def _decode_tiles(
+        self, file: GmxFile, grid: TileGrid, wanted: list[bool] | None, stages: Stages
+    ) -> Tensor:  # [1, M, H, W] float32, gains still in
+        header = file.header
+        return self._coder.decode(
+            [_coded_tiles(file)],
+            (grid.height, grid.width),
+            [header.quality / QUALITY_STEPS],
+            header.skip_below,
+            header.tile_latents,
+            stages,
+            wanted,
+        )
+
+    def _decode_in_torch(
+        self, file: GmxFile, grid: TileGrid, box: Box, grey: bool, stages: Stages
+    ) -> npt.NDArray[np.uint8]:  # [lower - upper, right - left, 3]
+        left, upper, right, lower = box
+        rows, columns = (
+            (upper // STRIDE, -(-lower // STRIDE)),
+            (left // STRIDE, -(-right // STRIDE)),
+        )
+        wanted = [
+            down.start < rows[1] + tiled.MARGIN
+            and rows[0] - tiled.MARGIN < down.stop
+            and across.start < columns[1] + tiled.MARGIN
+            and columns[0] - tiled.MARGIN < across.stop
+            for down, across in grid.slices()
+        ]
+        latent = self._decode_tiles(file, grid, wanted, stages)
+        with stages("transform"), torch.inference_mode():
+            y_hat = self._coder.unscale(latent, [file.header.quality / QUALITY_STEPS])
+            del latent
+            out = np.empty((lower - upper, right - left, 3), np.uint8)
+            for top, first, x_hat in tiled.synthesise(
+                self._g_s, y_hat.to(self.device), rows, columns
+            ):
+                if grey:
+                    x_hat = x_hat.mean(0, keepdim=True).expand(3, -1, -1)
+                levels = (x_hat.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
+                _paste(levels.cpu().numpy(), top - upper, first - left, out)
+        return out
+
+
+def _coded_tiles(file: GmxFile) -> list[CodedTile]:
+    return [CodedTile(tile.stream, tile.latent_crc) for tile in file.tiles]
+
+
+def _check_box(region: Box | None, header: Header) -> Box:
+    if region is None:
+        return (0, 0, header.width, header.height)
+    left, upper, right, lower = region
+    if not (0 <= left < right <= header.width and 0 <= upper < lower <= header.height):
+        raise ValueError(
+            f"region must be (left, upper, right, lower), not empty and inside the picture of "
+            f"{header.width} x {header.height} pixels, got {tuple(region)}"
+        )
+    return (left, upper, right, lower)
+
+
+def _paste(
+    pixels: npt.NDArray[np.uint8],  # [h, w, 3]
+    top: int,
+    left: int,
+    out: npt.NDArray[np.uint8],  # [H, W, 3], updated in place where the two overlap
+) -> None:
+    rows = slice(max(top, 0), min(top + pixels.shape[0], out.shape[0]))
+    columns = slice(max(left, 0), min(left + pixels.shape[1], out.shape[1]))
+    out[rows, columns] = pixels[
+        rows.start - top : rows.stop - top, columns.start - left : columns.stop - left
+    ]
 
 
 def check_device(device: str | torch.device) -> torch.device:

@@ -15,7 +15,7 @@ from compressai.ops import quantize_ste
 from compressai.registry import register_module
 from torch import Tensor, nn
 
-from .coding import SKIP_BELOW, CodedTile, LatentCoder, run_groups
+from .coding import SKIP_BELOW, CodedTile, LatentCoder
 from .config import NUM_LEVELS, Config
 from .container import QUALITY_STEPS, quality_field
 from .entropy import (
@@ -26,7 +26,7 @@ from .entropy import (
     scale_thresholds,
 )
 from .half import round_to_half
-from .mixer import GroupedMixerContext, Prediction, interpolate_levels
+from .mixer import GroupedMixerContext, Prediction, interpolate_levels, run_groups
 from .transforms import HyperAnalysis, HyperSynthesis
 
 __all__ = ["GroupedMixerLatentCodec"]
@@ -70,9 +70,9 @@ class GroupedMixerLatentCodec(LatentCodec):
     Notes
     -----
     There are two forms. The *training form* (`forward`) is plain PyTorch and predicts all groups
-    at once. The *coding form* (`coder`, used by `compress` and `decompress`) goes step by step with
-    a context cache over weights exported to float16 and back. The two agree to float tolerance;
-    nothing that is coded depends on that.
+    at once. The *coding form* (`coder`, used by `compress` and `decompress`) is the native engine: step
+    by step with a context cache, over weights exported to float16 and back. The two agree to float
+    tolerance; nothing that is coded depends on that.
     """
 
     thresholds: Tensor
@@ -219,19 +219,20 @@ class GroupedMixerLatentCodec(LatentCodec):
             If ``y`` or ``quality`` breaks a rule, or a weight overflows float16.
         """
         coder = self.coder()
-        strings: list[list[bytes]] = []
-        latents = []
-        for item, level in zip(y, self._levels(quality, y).tolist(), strict=True):
-            coded = coder.encode(item[None], level)
-            head = quality_field(level)
-            strings.append(
-                [b"".join((_STRING.pack(head, t.checksum), t.stream)) for t in coded.tiles]
-            )
-            latents.append(coder.unscale(coded.y_hat, level))
+        levels = self._levels(quality, y).tolist()
+        coded = coder.encode(y, levels)
+        strings = [
+            [
+                _STRING.pack(quality_field(level), tile.checksum) + bytes(tile.stream)
+                for tile in latent.tiles
+            ]
+            for latent, level in zip(coded, levels, strict=True)
+        ]
+        y_hat = torch.cat([latent.y_hat for latent in coded if latent.y_hat is not None])
         return {
             "strings": [list(tile) for tile in zip(*strings, strict=True)],
             "shape": (y.shape[-2], y.shape[-1]),
-            "y_hat": torch.cat(latents).to(y.device),
+            "y_hat": coder.unscale(y_hat, levels).to(y.device),
         }
 
     def decompress(
@@ -253,18 +254,20 @@ class GroupedMixerLatentCodec(LatentCodec):
         """
         del kwargs
         coder = self.coder()
-        latents = []
+        batch, qualities = [], []
         for tiles in zip(*strings, strict=True):
             if min(map(len, tiles)) < _STRING.size:
                 raise ValueError(f"strings must hold at least {_STRING.size} bytes each")
             heads = [_STRING.unpack_from(tile) for tile in tiles]
-            quality = heads[0][0] / QUALITY_STEPS
-            coded = [
-                CodedTile(memoryview(tile)[_STRING.size :], checksum)
-                for tile, (_, checksum) in zip(tiles, heads, strict=True)
-            ]
-            latents.append(coder.unscale(coder.decode(coded, shape, quality), quality))
-        return {"y_hat": torch.cat(latents).to(self.thresholds.device)}
+            qualities.append(heads[0][0] / QUALITY_STEPS)
+            batch.append(
+                [
+                    CodedTile(memoryview(tile)[_STRING.size :], checksum)
+                    for tile, (_, checksum) in zip(tiles, heads, strict=True)
+                ]
+            )
+        y_hat = coder.unscale(coder.decode(batch, shape, qualities), qualities)
+        return {"y_hat": y_hat.to(self.thresholds.device)}
 
     def update(self) -> bool:
         """Builds the integer tables and stores them if there are none. True if it built them.

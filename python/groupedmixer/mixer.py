@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from .blocks import LAYER_NORM_EPS, MixerBlock
 from .config import HEAD_DIM, NUM_LEVELS, Config
 from .grouping import Grouping
 
-__all__ = ["ContextCache", "GroupedMixerContext", "Prediction", "compand"]
+__all__ = ["ContextCache", "GroupedMixerContext", "Prediction", "compand", "run_groups"]
 
 
 def compand(x: Tensor) -> Tensor:
@@ -151,8 +152,7 @@ class GroupedMixerContext(nn.Module):
     ) -> Prediction:  # each [h, w, ...]
         """Coding form: predicts group ``step`` and appends its keys and values to the cache.
 
-        Encoder and decoder both run this function and nothing else. Steps must be taken in order;
-        ValueError otherwise.
+        Steps must be taken in order; ValueError otherwise.
         """
         if step != cache.steps_done:
             raise ValueError(f"step must be the cache's next, {cache.steps_done}, got {step}")
@@ -199,6 +199,28 @@ class GroupedMixerContext(nn.Module):
         this_slice = self.grouping.slice_of[step]
         inputs = torch.cat([features, compand(y_hat)], dim=-1)
         return y_hat + 0.5 * (inputs @ self.lrp[this_slice].T + self.lrp_bias[this_slice]).tanh()
+
+
+def run_groups(
+    context: GroupedMixerContext,
+    psi: Tensor,  # [G, h, w, d]
+    level: Tensor,  # [d]
+    code: Callable[[int, Prediction], Tensor],  # (step, prediction) -> y_hat [h, w, M/k_c]
+) -> Tensor:  # [G, h, w, M/k_c]
+    """The coding form in PyTorch: group after group, each turned into its decoded self by ``code``.
+
+    For evaluation inside of training, and to compare with: files are coded by the native engine,
+    whose arithmetic does not depend on the machine as PyTorch's does.
+    """
+    groups, h, w, _ = psi.shape
+    cache = ContextCache(context.config, h, w, psi.dtype, psi.device)
+    decoded: list[Tensor] = []
+    for step in range(groups):
+        previous = decoded[-1] if decoded else None
+        prediction = context.append_step(step, previous, psi[step], level, cache)
+        y_hat = code(step, prediction)
+        decoded.append(context.correct_step(step, y_hat, prediction.features))
+    return torch.stack(decoded)
 
 
 def interpolate_levels(

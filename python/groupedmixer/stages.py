@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 __all__ = ["UNTIMED", "Stages"]
@@ -32,6 +32,11 @@ class Stages:
             self.seconds[self._running[-1]] += now - self._since
         self._since = now
 
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """Counts time that was measured elsewhere; outside of all ``with`` blocks."""
+        for name, value in seconds.items():
+            self.seconds[name] += value
+
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         """Counts the time of a ``with`` block for stage ``name``."""
@@ -45,6 +50,9 @@ class Stages:
 
 
 class _Untimed(Stages):
+    def add(self, seconds: Mapping[str, float]) -> None:
+        pass
+
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         yield

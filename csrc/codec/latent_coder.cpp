@@ -1,0 +1,503 @@
+// SPDX-License-Identifier: MIT
+
+#include "codec/latent_coder.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <memory>
+#include <mutex>
+#include <utility>
+
+#include "common/crc32.h"
+#include "common/float_mode.h"
+#include "common/levels.h"
+#include "entropy/stream_error.h"
+#include "entropy/symbols.h"
+#include "strict/math.h"
+
+namespace groupedmixer::codec {
+namespace {
+
+// Tiles that are worked on at once may take this much memory, as long as it is enough for one.
+constexpr int64_t kTileMemory = int64_t{1} << 30;
+
+constexpr float kMinSymbol = -32768.0f;
+constexpr float kMaxSymbol = 32767.0f;
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+AlignedVector copied(const float* values, int64_t count) { return {values, values + count}; }
+
+struct Pitch {
+  int64_t rows, columns;
+};
+
+// Tiles are as large as `tile` allows and hold whole patches.
+Pitch tile_pitch(const mixer::MixerSizes& sizes, int64_t tile) {
+  return {tile - tile % sizes.patch_h, tile - tile % sizes.patch_w};
+}
+
+// Where a group's elements lie in a latent of [height, width, M].
+class GroupView {
+ public:
+  GroupView(const mixer::MixerSizes& sizes, int64_t step, const transform::Grid& region,
+            int64_t latent_width, int64_t latent_channels)
+      : patch_h_(sizes.patch_h),
+        patch_w_(sizes.patch_w),
+        width_(latent_width),
+        channels_(latent_channels) {
+    const mixer::Group& group = sizes.order[static_cast<size_t>(step)];
+    top_ = region.top + group.row_phase;
+    left_ = region.left + group.column_phase;
+    channel_ = group.slice * sizes.channels;
+  }
+
+  // Of the M / k_c channels at a position of the group grid.
+  int64_t offset(int64_t row, int64_t column) const {
+    return ((top_ + row * patch_h_) * width_ + left_ + column * patch_w_) * channels_ + channel_;
+  }
+
+ private:
+  int64_t patch_h_, patch_w_, width_, channels_, top_, left_, channel_;
+};
+
+void check_finite(uint32_t non_finite, int64_t step) {
+  if (non_finite == 0) return;
+  throw NonFiniteError((non_finite & entropy::kNonFiniteY) != 0
+                           ? std::string("y must be finite, got NaN or infinity")
+                           : "the entropy model gives NaN or infinity at group " +
+                                 std::to_string(step));
+}
+
+void require(bool condition, const std::string& message) {
+  if (!condition) throw std::invalid_argument(message);
+}
+
+}  // namespace
+
+// A tile to code, and what becomes of it.
+struct LatentCoder::Job {
+  int64_t item;            // of the batch
+  int64_t index;           // of the tile in its latent
+  transform::Grid region;  // of the latent
+  int64_t height, width;   // of the latent
+  const float* z_hat;      // [hyper height, hyper width, N_z]
+  const Settings* settings;
+  const float* y;                             // [height, width, M], gains in; null: decode
+  float* y_hat;                               // [height, width, M], or null
+  TileView data;                              // to decode
+  entropy::Encoder encoder;                   // has z already, if it is the first tile
+  std::unique_ptr<entropy::Decoder> decoder;  // of the first tile; has given z already
+  std::vector<uint8_t> stream;                // encoded
+  uint32_t checksum;                          // found when encoding, wanted when decoding
+};
+
+// What the members of a team share while they code a tile.
+struct LatentCoder::TileRun {
+  mixer::TileState tile;
+  Clock::time_point start;
+  StageTimes times;  // member 0's
+  float* y_group;    // [tokens, C]
+  int16_t* symbols;  // [G, tokens, C]
+  uint8_t* indexes;  // [G, tokens, C]
+};
+
+LatentCoder::LatentCoder(const WeightMap& weights, const LatentSizes& sizes,
+                         entropy::Tables y_tables, entropy::Tables z_tables)
+    : sizes_(sizes),
+      y_tables_(std::move(y_tables)),
+      z_tables_(std::move(z_tables)),
+      h_a_(weights, "latent_codec.h_a.layers.", sizes.latent_channels, sizes.hyper_width,
+           sizes.hyper_channels),
+      h_s_(weights, "latent_codec.h_s.layers.", sizes.hyper_channels, sizes.hyper_width,
+           sizes.mixer.width),
+      mixer_(weights, "latent_codec.context.", sizes.mixer) {
+  const int64_t m = sizes.latent_channels, n = sizes.hyper_channels;
+  const std::string prefix = "latent_codec.";
+  gain_ = copied(weights.get(prefix + "gain", {kLevels, m}), kLevels * m);
+  inverse_gain_ = copied(weights.get(prefix + "inverse_gain", {kLevels, m}), kLevels * m);
+  hyper_gain_ = copied(weights.get(prefix + "hyper_gain", {kLevels, n}), kLevels * n);
+  hyper_inverse_gain_ =
+      copied(weights.get(prefix + "hyper_inverse_gain", {kLevels, n}), kLevels * n);
+  medians_ = copied(weights.get(prefix + "z_medians", {n}), n);
+  const int64_t thresholds = y_tables_.size() - 1;
+  require(thresholds <= entropy::kMaxThresholds, "y_tables must be at most " +
+                                                     std::to_string(entropy::kMaxThresholds + 1) +
+                                                     ", got " + std::to_string(y_tables_.size()));
+  thresholds_ = copied(weights.get(prefix + "thresholds", {thresholds}), thresholds);
+  require(z_tables_.size() == n, "z_tables must be one a channel of z, " + std::to_string(n) +
+                                     ", got " + std::to_string(z_tables_.size()));
+}
+
+void LatentCoder::check(int64_t height, int64_t width, const Settings& settings) const {
+  const auto text = [](int64_t value) { return std::to_string(value); };
+  require(settings.quality >= 0 && settings.quality <= (kLevels - 1) * kQualitySteps,
+          "quality must be 0 .. " + text((kLevels - 1) * kQualitySteps) + ", got " +
+              text(settings.quality));
+  require(
+      settings.skip_below >= 0 && settings.skip_below <= y_tables_.size(),
+      "skip_below must be 0 .. " + text(y_tables_.size()) + ", got " + text(settings.skip_below));
+  require(settings.threads >= 1, "threads must be at least 1, got " + text(settings.threads));
+  count_tiles(height, width, settings.tile);
+}
+
+int64_t LatentCoder::count_tiles(int64_t height, int64_t width, int64_t tile) const {
+  const auto side = [](const char* name, int64_t value, int64_t multiple) {
+    require(value >= 1 && value % multiple == 0, std::string(name) + " must be a multiple of " +
+                                                     std::to_string(multiple) + ", got " +
+                                                     std::to_string(value));
+  };
+  side("height", height, sizes_.mixer.patch_h);
+  side("width", width, sizes_.mixer.patch_w);
+  require(tile >= std::max(sizes_.mixer.patch_h, sizes_.mixer.patch_w),
+          "tile must hold a patch, got " + std::to_string(tile));
+  const Pitch pitch = tile_pitch(sizes_.mixer, tile);
+  return transform::ceil_div(height, pitch.rows) * transform::ceil_div(width, pitch.columns);
+}
+
+std::vector<bool> LatentCoder::tiles_in(const transform::Grid& region, int64_t height,
+                                        int64_t width, int64_t tile) const {
+  const Pitch pitch = tile_pitch(sizes_.mixer, tile);
+  std::vector<bool> inside;
+  for (int64_t top = 0; top < height; top += pitch.rows) {
+    for (int64_t left = 0; left < width; left += pitch.columns) {
+      inside.push_back(top < region.top + region.rows && region.top < top + pitch.rows &&
+                       left < region.left + region.columns && region.left < left + pitch.columns);
+    }
+  }
+  return inside;
+}
+
+AlignedVector LatentCoder::inverse_gains(int64_t quality) const {
+  AlignedVector gains(static_cast<size_t>(sizes_.latent_channels));
+  interpolate_levels(inverse_gain_.data(), sizes_.latent_channels, quality, gains.data());
+  return gains;
+}
+
+AlignedVector LatentCoder::hyper_latent(const std::vector<int16_t>& symbols,
+                                        int64_t quality) const {
+  const int64_t n = sizes_.hyper_channels;
+  AlignedVector gains(static_cast<size_t>(n));
+  interpolate_levels(hyper_inverse_gain_.data(), n, quality, gains.data());
+  AlignedVector z_hat(symbols.size());
+  for (size_t i = 0; i < symbols.size(); ++i) {
+    const size_t channel = i % static_cast<size_t>(n);
+    z_hat[i] = (static_cast<float>(symbols[i]) + medians_[channel]) * gains[channel];
+  }
+  return z_hat;
+}
+
+std::vector<int16_t> LatentCoder::encode_hyper(float* y, int64_t height, int64_t width,
+                                               const Settings& settings) const {
+  const int64_t m = sizes_.latent_channels, n = sizes_.hyper_channels;
+  const int64_t positions = transform::ceil_div(height, transform::kHyperStride) *
+                            transform::ceil_div(width, transform::kHyperStride);
+  AlignedVector gains(static_cast<size_t>(m)), hyper_gains(static_cast<size_t>(n));
+  interpolate_levels(gain_.data(), m, settings.quality, gains.data());
+  interpolate_levels(hyper_gain_.data(), n, settings.quality, hyper_gains.data());
+  std::vector<int16_t> symbols(static_cast<size_t>(positions * n));
+  const ArenaPool::Lease arena(arenas_);
+  float* z = arena->take<float>(positions * n);
+  float* scratch = arena->take<float>(h_a_.scratch_size(settings.threads, height, width));
+  run_team(settings.threads, [&](const Member& member) {
+    const Member::Range rows = member.share(height);
+    for (int64_t i = rows.begin * width; i < rows.end * width; ++i) {
+      for (int64_t c = 0; c < m; ++c) y[i * m + c] *= gains[static_cast<size_t>(c)];
+    }
+    member.barrier();
+    h_a_.run(member, y, height, width, z, scratch);
+  });
+  for (int64_t i = 0; i < positions * n; ++i) {
+    const auto channel = static_cast<size_t>(i % n);
+    float value = z[i] * hyper_gains[channel] - medians_[channel];
+    if (!(strict::absolute(value) < 3.0e38f)) {
+      throw NonFiniteError("the hyper latent is not finite: y or the weights are NaN or infinity");
+    }
+    value = strict::smaller(strict::larger(value, kMinSymbol), kMaxSymbol);
+    symbols[static_cast<size_t>(i)] = static_cast<int16_t>(strict::round_half_even(value));
+  }
+  return symbols;
+}
+
+std::vector<CodedLatent> LatentCoder::encode(float* y, int64_t batch, int64_t height, int64_t width,
+                                             const std::vector<Settings>& settings, float* y_hat,
+                                             StageTimes& times) const {
+  const ScopedFloatMode mode;
+  const int64_t plane = height * width * sizes_.latent_channels;
+  for (const Settings& one : settings) check(height, width, one);
+  std::vector<AlignedVector> z_hat(static_cast<size_t>(batch));
+  std::vector<CodedLatent> coded(static_cast<size_t>(batch));
+  std::vector<Job> jobs;
+  const auto start = Clock::now();
+  for (int64_t item = 0; item < batch; ++item) {
+    const Settings& one = settings[static_cast<size_t>(item)];
+    const std::vector<int16_t> symbols = encode_hyper(y + item * plane, height, width, one);
+    z_hat[static_cast<size_t>(item)] = hyper_latent(symbols, one.quality);
+    coded[static_cast<size_t>(item)].num_symbols = static_cast<int64_t>(symbols.size()) + plane;
+    for (Job& job : make_jobs(height, width, one, z_hat[static_cast<size_t>(item)])) {
+      job.item = item;
+      job.y = y + item * plane;
+      job.y_hat = y_hat == nullptr ? nullptr : y_hat + item * plane;
+      if (job.index == 0) {
+        job.encoder.push(symbols.data(), hyper_indexes(symbols.size()).data(),
+                         static_cast<int64_t>(symbols.size()), z_tables_, 0);
+      }
+      jobs.push_back(std::move(job));
+    }
+  }
+  times.hyper += seconds_since(start);
+  run_jobs(jobs, settings.front().threads, times);
+  for (Job& job : jobs) {
+    CodedLatent& latent = coded[static_cast<size_t>(job.item)];
+    latent.tiles.push_back({std::move(job.stream), job.checksum});
+    latent.num_coded += static_cast<int64_t>(job.encoder.num_coded());
+    latent.num_escaped += static_cast<int64_t>(job.encoder.num_escaped());
+  }
+  return coded;
+}
+
+void LatentCoder::decode(const std::vector<std::vector<TileView>>& tiles, int64_t height,
+                         int64_t width, const std::vector<Settings>& settings, float* y_hat,
+                         StageTimes& times) const {
+  const ScopedFloatMode mode;
+  const int64_t plane = height * width * sizes_.latent_channels;
+  const auto positions = static_cast<size_t>(transform::ceil_div(height, transform::kHyperStride) *
+                                             transform::ceil_div(width, transform::kHyperStride));
+  std::vector<AlignedVector> z_hat(tiles.size());
+  std::vector<Job> jobs;
+  const auto start = Clock::now();
+  for (size_t item = 0; item < tiles.size(); ++item) {
+    const Settings& one = settings[item];
+    check(height, width, one);
+    const int64_t count = count_tiles(height, width, one.tile);
+    require(
+        static_cast<int64_t>(tiles[item].size()) == count,
+        "tiles must be " + std::to_string(count) + ", got " + std::to_string(tiles[item].size()));
+    std::vector<int16_t> symbols(positions * static_cast<size_t>(sizes_.hyper_channels));
+    std::unique_ptr<entropy::Decoder> first;
+    try {
+      first = std::make_unique<entropy::Decoder>(tiles[item][0].data, tiles[item][0].size);
+      first->pop(hyper_indexes(symbols.size()).data(), static_cast<int64_t>(symbols.size()),
+                 z_tables_, 0, symbols.data());
+    } catch (const entropy::StreamError& error) {
+      throw TileError(0, error.what());
+    }
+    z_hat[item] = hyper_latent(symbols, one.quality);
+    for (Job& job : make_jobs(height, width, one, z_hat[item])) {
+      const TileView& tile = tiles[item][static_cast<size_t>(job.index)];
+      if (!tile.wanted) continue;
+      job.item = static_cast<int64_t>(item);
+      job.y_hat = y_hat + job.item * plane;
+      job.data = tile;
+      job.checksum = tile.checksum;
+      if (job.index == 0) job.decoder = std::move(first);
+      jobs.push_back(std::move(job));
+    }
+  }
+  times.rans += seconds_since(start);
+  run_jobs(jobs, settings.front().threads, times);
+}
+
+std::vector<uint16_t> LatentCoder::hyper_indexes(size_t count) const {
+  std::vector<uint16_t> indexes(count);
+  const auto channels = static_cast<size_t>(sizes_.hyper_channels);
+  for (size_t i = 0; i < count; ++i) indexes[i] = static_cast<uint16_t>(i % channels);
+  return indexes;
+}
+
+std::vector<LatentCoder::Job> LatentCoder::make_jobs(int64_t height, int64_t width,
+                                                     const Settings& settings,
+                                                     const AlignedVector& z_hat) const {
+  const Pitch pitch = tile_pitch(sizes_.mixer, settings.tile);
+  std::vector<Job> jobs;
+  for (int64_t top = 0; top < height; top += pitch.rows) {
+    for (int64_t left = 0; left < width; left += pitch.columns) {
+      Job job{};
+      job.index = static_cast<int64_t>(jobs.size());
+      job.region = {top, left, std::min(pitch.rows, height - top),
+                    std::min(pitch.columns, width - left)};
+      job.height = height;
+      job.width = width;
+      job.z_hat = z_hat.data();
+      job.settings = &settings;
+      jobs.push_back(std::move(job));
+    }
+  }
+  return jobs;
+}
+
+void LatentCoder::run_jobs(std::vector<Job>& jobs, int threads, StageTimes& times) const {
+  if (jobs.empty()) return;
+  const auto start = Clock::now();
+  int64_t largest = 0;
+  for (const Job& job : jobs) {
+    const int64_t tokens = job.region.count() / (sizes_.mixer.patch_h * sizes_.mixer.patch_w);
+    largest = std::max(largest, mixer_.tile_bytes(tokens, 1));
+  }
+  const auto teams = static_cast<int>(std::min<int64_t>(
+      {threads, static_cast<int64_t>(jobs.size()), std::max<int64_t>(1, kTileMemory / largest)}));
+  std::atomic<size_t> next{0};
+  std::mutex mutex;
+  StageTimes sums;
+  run_team(teams, [&](const Member& team) {
+    const int members = threads / teams + (team.index() < threads % teams ? 1 : 0);
+    const ArenaPool::Lease arena(arenas_);
+    for (size_t i = next.fetch_add(1); i < jobs.size(); i = next.fetch_add(1)) {
+      const StageTimes spent = run_tile(*arena, members, jobs[i]);
+      arena->release(0);
+      const std::lock_guard<std::mutex> lock(mutex);
+      sums.hyper += spent.hyper;
+      sums.entropy_model += spent.entropy_model;
+      sums.rans += spent.rans;
+    }
+  });
+  const double scale = seconds_since(start) / (sums.hyper + sums.entropy_model + sums.rans);
+  times.hyper += sums.hyper * scale;
+  times.entropy_model += sums.entropy_model * scale;
+  times.rans += sums.rans * scale;
+}
+
+StageTimes LatentCoder::run_tile(Arena& arena, int members, Job& job) const {
+  const mixer::MixerSizes& sizes = sizes_.mixer;
+  const int64_t height = job.region.rows / sizes.patch_h;
+  const int64_t width = job.region.columns / sizes.patch_w;
+  const int64_t count = height * width * sizes.channels;  // of a group
+  TileRun run{};
+  run.start = Clock::now();
+  run.tile = mixer_.make_tile(arena, height, width, members);
+  float* psi = arena.take<float>(job.region.count() * sizes.width);
+  float* level = arena.take<float>(sizes.width);
+  mixer_.level_embedding(job.settings->quality, level);
+  run.tile.psi = psi;
+  run.tile.level = level;
+  run.y_group = arena.take<float>(count);
+  run.symbols = arena.take<int16_t>(sizes.groups() * count);
+  run.indexes = arena.take<uint8_t>(sizes.groups() * count);
+  float* scratch = arena.take<float>(h_s_.scratch_size(members, job.region));
+  try {
+    if (job.y == nullptr && !job.decoder) {
+      job.decoder = std::make_unique<entropy::Decoder>(job.data.data, job.data.size);
+    }
+    run_team(members, [&](const Member& member) {
+      h_s_.run(member, job.z_hat, transform::ceil_div(job.height, transform::kHyperStride),
+               transform::ceil_div(job.width, transform::kHyperStride), job.region, psi, scratch);
+      member.barrier();
+      if (member.index() == 0) run.times.hyper = seconds_since(run.start);
+      for (int64_t step = 0; step < sizes.groups(); ++step) {
+        mixer_.predict(member, run.tile, step);
+        if (job.y != nullptr) {
+          encode_group(member, job, run, step);
+        } else {
+          decode_group(member, job, run, step);
+        }
+        mixer_.correct(member, run.tile, step);
+      }
+      if (job.y_hat == nullptr) return;
+      member.barrier();
+      merge_groups(member, job, run.tile);
+    });
+    if (job.y == nullptr) job.decoder->finish();
+  } catch (const entropy::StreamError& error) {
+    throw TileError(job.index, error.what());
+  } catch (const NonFiniteError& error) {
+    if (job.y != nullptr) throw;
+    throw TileError(job.index, error.what());
+  }
+  const uint32_t found = checksum(run.tile);
+  if (job.y == nullptr && found != job.checksum) {
+    throw TileError(job.index, "its checksum is " + std::to_string(found) + ", it must be " +
+                                   std::to_string(job.checksum));
+  }
+  job.checksum = found;
+  run.times.entropy_model = seconds_since(run.start) - run.times.hyper - run.times.rans;
+  if (job.y != nullptr) {
+    const auto rans_start = Clock::now();
+    for (int64_t step = 0; step < sizes.groups(); ++step) {
+      job.encoder.push(run.symbols + step * count, run.indexes + step * count, count, y_tables_,
+                       job.settings->skip_below);
+    }
+    job.stream = job.encoder.finish(0);
+    run.times.rans += seconds_since(rans_start);
+  }
+  return run.times;
+}
+
+void LatentCoder::encode_group(const Member& member, const Job& job, const TileRun& run,
+                               int64_t step) const {
+  const mixer::MixerSizes& sizes = sizes_.mixer;
+  const mixer::TileState& tile = run.tile;
+  const int64_t c = sizes.channels;
+  const Member::Range own = mixer_.rows(member, tile);
+  if (own.begin == own.end) return;
+  const GroupView group(sizes, step, job.region, job.width, sizes_.latent_channels);
+  for (int64_t token = own.begin; token < own.end; ++token) {
+    const float* y = job.y + group.offset(token / tile.width, token % tile.width);
+    std::copy(y, y + c, run.y_group + token * c);
+  }
+  const int64_t at = own.begin * c, in_tile = step * tile.tokens * c + at;
+  check_finite(
+      entropy::quantize_group({run.y_group + at, tile.mean + at, tile.raw_scale + at,
+                               thresholds_.data(), run.symbols + in_tile, run.indexes + in_tile,
+                               tile.y_hat + in_tile, (own.end - own.begin) * c,
+                               static_cast<int64_t>(thresholds_.size()), job.settings->skip_below}),
+      step);
+}
+
+void LatentCoder::decode_group(const Member& member, const Job& job, TileRun& run,
+                               int64_t step) const {
+  const mixer::TileState& tile = run.tile;
+  const int64_t c = sizes_.mixer.channels, count = tile.tokens * c;
+  const Member::Range own = mixer_.rows(member, tile);
+  const int64_t at = own.begin * c, size = (own.end - own.begin) * c;
+  int16_t* symbols = run.symbols + step * count;
+  uint8_t* indexes = run.indexes + step * count;
+  check_finite(
+      entropy::scale_indexes({tile.raw_scale + at, tile.mean + at, thresholds_.data(), indexes + at,
+                              size, static_cast<int64_t>(thresholds_.size())}),
+      step);
+  member.barrier();
+  if (member.index() == 0) {
+    const auto start = Clock::now();
+    job.decoder->pop(indexes, count, y_tables_, job.settings->skip_below, symbols);
+    run.times.rans += seconds_since(start);
+  }
+  member.barrier();
+  entropy::dequantize_group({symbols + at, tile.mean + at, tile.y_hat + step * count + at, size});
+}
+
+void LatentCoder::merge_groups(const Member& member, const Job& job,
+                               const mixer::TileState& tile) const {
+  const mixer::MixerSizes& sizes = sizes_.mixer;
+  const int64_t c = sizes.channels;
+  const Member::Range rows = member.share(tile.height);
+  for (int64_t step = 0; step < sizes.groups(); ++step) {
+    const GroupView group(sizes, step, job.region, job.width, sizes_.latent_channels);
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      for (int64_t column = 0; column < tile.width; ++column) {
+        const int64_t token = row * tile.width + column;
+        const float* from = tile.y_hat + (step * tile.tokens + token) * c;
+        std::copy(from, from + c, job.y_hat + group.offset(row, column));
+      }
+    }
+  }
+}
+
+uint32_t LatentCoder::checksum(const mixer::TileState& tile) const {
+  constexpr int64_t kChunk = 1024;
+  float chunk[kChunk];
+  const int64_t count = sizes_.mixer.groups() * tile.tokens * sizes_.mixer.channels;
+  uint32_t crc = 0;
+  for (int64_t begin = 0; begin < count; begin += kChunk) {
+    const int64_t size = std::min(kChunk, count - begin);
+    for (int64_t i = 0; i < size; ++i) chunk[i] = tile.y_hat[begin + i] + 0.0f;  // no -0
+    crc = crc32(crc, chunk, static_cast<size_t>(size) * sizeof(float));
+  }
+  return crc;
+}
+
+}  // namespace groupedmixer::codec

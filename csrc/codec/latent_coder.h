@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: MIT
+//
+// Latent to streams and back: the loop over groups, from end to end (docs/bitstream.md).
+//
+//   y --gain--> h_a --> z --round--> rANS(z) --> h_s --> psi
+//                                                         |   for each tile, for each group g:
+//   y_g - mean_g --round--> symbols --> rANS(y) <-- mean_g, scale index <-- Mixer::predict(g)
+//
+// Both directions run the same Mixer::predict. Tiles are independent of each other, so they are
+// spread over threads, and threads that are left over work together on a tile; neither changes a
+// byte. A coder is immutable and may be used by any number of threads.
+
+#pragma once
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "common/aligned.h"
+#include "common/arena.h"
+#include "common/weight_map.h"
+#include "entropy/rans.h"
+#include "entropy/tables.h"
+#include "mixer/mixer.h"
+#include "transform/hyper.h"
+
+namespace groupedmixer::codec {
+
+// The entropy model, or the latent, has left the finite numbers.
+class NonFiniteError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+// A tile does not decode to what it was made from.
+class TileError : public std::runtime_error {
+ public:
+  TileError(int64_t tile, const std::string& problem)
+      : std::runtime_error("tile " + std::to_string(tile) +
+                           " does not decode to the latent it was made from: " + problem) {}
+};
+
+struct LatentSizes {
+  int64_t latent_channels;  // M
+  int64_t hyper_width;
+  int64_t hyper_channels;  // N_z
+  mixer::MixerSizes mixer;
+};
+
+// What a stream's bytes depend on besides the latent and the weights, and the threads, on which
+// they do not.
+struct Settings {
+  int64_t quality;     // 256 * quality, as files store it: 0 .. 7 * 256
+  int64_t skip_below;  // groups of scales that code nothing
+  int64_t tile;        // latents along a tile's side, before it is rounded down to whole patches
+  int threads;
+};
+
+// Wall-clock seconds. Where several tiles are coded at once, the time of all is divided among the
+// stages in the proportions of the threads' time.
+struct StageTimes {
+  double transform = 0, hyper = 0, entropy_model = 0, rans = 0;
+};
+
+struct CodedTile {
+  std::vector<uint8_t> stream;  // z is in the first tile's
+  uint32_t checksum;            // CRC-32 of the decoded groups, [G, h, w, M/k_c] float32, no -0
+};
+
+struct CodedLatent {
+  std::vector<CodedTile> tiles;  // in raster order
+  int64_t num_symbols = 0;       // of z and y
+  int64_t num_coded = 0;         // those that were not skipped
+  int64_t num_escaped = 0;       // those beyond their table
+};
+
+struct TileView {
+  const uint8_t* data;
+  size_t size;
+  uint32_t checksum;
+  bool wanted;  // else nothing of it is decoded but z, and its y_hat is 0
+};
+
+class LatentCoder {
+ public:
+  // Weights are named as in weights files. Throws std::invalid_argument.
+  LatentCoder(const WeightMap& weights, const LatentSizes& sizes, entropy::Tables y_tables,
+              entropy::Tables z_tables);
+
+  const LatentSizes& sizes() const { return sizes_; }
+
+  // Tiles of a latent. Throws std::invalid_argument if height or width is no multiple of the patch.
+  int64_t count_tiles(int64_t height, int64_t width, int64_t tile) const;
+
+  // Which tiles have a part in a region, which may reach beyond the latent.
+  std::vector<bool> tiles_in(const transform::Grid& region, int64_t height, int64_t width,
+                             int64_t tile) const;
+
+  // Codes latents of one size. `y` is scaled by the gains in place; `y_hat` receives what the
+  // decoder will see, gains still in, where it is not null. Throws NonFiniteError.
+  std::vector<CodedLatent> encode(float* y,  // [batch, height, width, M]
+                                  int64_t batch, int64_t height, int64_t width,
+                                  const std::vector<Settings>& settings,  // [batch]
+                                  float* y_hat,  // [batch, height, width, M]
+                                  StageTimes& times) const;
+
+  // Decodes latents of one size, gains still in. Throws TileError.
+  void decode(const std::vector<std::vector<TileView>>& tiles,  // [batch][tiles]
+              int64_t height, int64_t width,
+              const std::vector<Settings>& settings,  // [batch]
+              float* y_hat,                           // [batch, height, width, M]
+              StageTimes& times) const;
+
+  // Row `quality` / 256 of the inverse gains, [M]: what g_s takes out again.
+  AlignedVector inverse_gains(int64_t quality) const;
+
+ private:
+  struct Job;
+  struct TileRun;
+
+  void check(int64_t height, int64_t width, const Settings& settings) const;
+  // Scales y by its gains in place.
+  std::vector<int16_t> encode_hyper(float* y, int64_t height, int64_t width,
+                                    const Settings& settings) const;
+  AlignedVector hyper_latent(const std::vector<int16_t>& symbols, int64_t quality) const;
+  std::vector<uint16_t> hyper_indexes(size_t count) const;
+  std::vector<Job> make_jobs(int64_t height, int64_t width, const Settings& settings,
+                             const AlignedVector& z_hat) const;
+  void run_jobs(std::vector<Job>& jobs, int threads, StageTimes& times) const;
+  StageTimes run_tile(Arena& arena, int members, Job& job) const;
+  void encode_group(const Member& member, const Job& job, const TileRun& run, int64_t step) const;
+  void decode_group(const Member& member, const Job& job, TileRun& run, int64_t step) const;
+  void merge_groups(const Member& member, const Job& job, const mixer::TileState& tile) const;
+  uint32_t checksum(const mixer::TileState& tile) const;
+
+  LatentSizes sizes_;
+  entropy::Tables y_tables_, z_tables_;
+  AlignedVector gain_, inverse_gain_;              // [levels, M]
+  AlignedVector hyper_gain_, hyper_inverse_gain_;  // [levels, N_z]
+  AlignedVector thresholds_;                       // [tables - 1]
+  AlignedVector medians_;                          // [N_z]
+  transform::HyperAnalysis h_a_;
+  transform::HyperSynthesis h_s_;
+  mixer::Mixer mixer_;
+  mutable ArenaPool arenas_;
+};
+
+}  // namespace groupedmixer::codec

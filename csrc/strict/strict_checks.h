@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: MIT
+//
+// The checks of the adapters of kernels.h.
+
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "common/checks.h"
+#include "strict/kv_cache.h"
+#include "strict/packed.h"
+
+namespace groupedmixer::strict {
+
+// A contiguous float32 tensor.
+inline void check_plain(const Tensor& tensor, const char* name) {
+  check_dtype(tensor, name, ScalarType::Float);
+  check_contiguous(tensor, name);
+}
+
+// `symbol` is the name of the size.
+inline void check_vector(const Tensor& tensor, const char* name, int64_t size, const char* symbol) {
+  check_plain(tensor, name);
+  GROUPEDMIXER_CHECK(tensor.dim() == 1 && tensor.size(0) == size, name, " must be [", symbol,
+                     "], [", size, "], got ", shape_of(tensor));
+}
+
+inline void check_threads(int64_t threads) {
+  GROUPEDMIXER_CHECK(threads >= 1, "threads must be at least 1, got ", threads);
+}
+
+inline void check_activation(const std::string& activation) {
+  GROUPEDMIXER_CHECK(activation == "none" || activation == "gelu" || activation == "leaky_relu",
+                     "activation must be none, gelu or leaky_relu, got '", activation, "'");
+}
+
+inline void check_pack_weight(const Tensor& weight) {
+  check_plain(weight, "weight");
+  GROUPEDMIXER_CHECK(weight.dim() == 2 && weight.numel() > 0,
+                     "weight must be [N, K] with N, K >= 1, got ", shape_of(weight));
+}
+
+// `symbol` is the name of the depth.
+inline void check_packed(const Tensor& packed, const Tensor& bias, int64_t depth,
+                         const char* symbol) {
+  check_plain(packed, "packed");
+  check_plain(bias, "bias");
+  GROUPEDMIXER_CHECK(bias.dim() == 1 && bias.size(0) > 0, "bias must be [N] with N >= 1, got ",
+                     shape_of(bias));
+  const int64_t panels = round_up(bias.size(0), kPanel) / kPanel;
+  GROUPEDMIXER_CHECK(packed.dim() == 3 && packed.size(0) == panels && packed.size(1) == depth &&
+                         packed.size(2) == kPanel,
+                     "packed must be [ceil(N / 32), ", symbol, ", 32], [", panels, ", ", depth,
+                     ", ", kPanel, "], got ", shape_of(packed));
+}
+
+inline void check_layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias,
+                             int64_t threads) {
+  check_plain(x, "x");
+  GROUPEDMIXER_CHECK(x.dim() >= 1 && x.size(x.dim() - 1) > 0 && x.size(x.dim() - 1) % 32 == 0,
+                     "x must be [..., d] with d a multiple of 32, got ", shape_of(x));
+  check_vector(weight, "weight", x.size(x.dim() - 1), "d");
+  check_vector(bias, "bias", x.size(x.dim() - 1), "d");
+  check_threads(threads);
+}
+
+inline void check_linear(const Tensor& x, const Tensor& packed, const Tensor& bias,
+                         const std::string& activation, const std::optional<Tensor>& residual,
+                         const std::optional<Tensor>& norm_weight,
+                         const std::optional<Tensor>& norm_bias, int64_t threads) {
+  check_plain(x, "x");
+  GROUPEDMIXER_CHECK(x.dim() >= 1 && x.size(x.dim() - 1) > 0,
+                     "x must be [..., K] with K >= 1, got ", shape_of(x));
+  const int64_t depth = x.size(x.dim() - 1);
+  check_packed(packed, bias, depth, "K");
+  check_activation(activation);
+  check_threads(threads);
+  if (residual) {
+    check_plain(*residual, "residual");
+    bool fits = residual->dim() == x.dim() && residual->size(x.dim() - 1) == bias.size(0);
+    for (int64_t d = 0; fits && d + 1 < x.dim(); ++d) fits = residual->size(d) == x.size(d);
+    GROUPEDMIXER_CHECK(fits, "residual must be [..., N], N = ", bias.size(0),
+                       ", with the leading sizes of x, ", shape_of(x), ", got ",
+                       shape_of(*residual));
+  }
+  GROUPEDMIXER_CHECK(norm_weight.has_value() == norm_bias.has_value(),
+                     "norm must be a weight and a bias, got one of them");
+  if (norm_weight) {
+    GROUPEDMIXER_CHECK(depth % 32 == 0,
+                       "norm must be None unless K is a multiple of 32, got K = ", depth);
+    check_vector(*norm_weight, "norm weight", depth, "K");
+    check_vector(*norm_bias, "norm bias", depth, "K");
+  }
+}
+
+inline void check_image(const Tensor& x, const char* name) {
+  check_plain(x, name);
+  GROUPEDMIXER_CHECK(x.dim() == 3 && x.size(2) > 0, name, " must be [h, w, C] with C >= 1, got ",
+                     shape_of(x));
+}
+
+inline void check_conv3x3(const Tensor& x, const Tensor& packed, const Tensor& bias, int64_t stride,
+                          const std::string& activation, int64_t threads) {
+  check_image(x, "x");
+  check_packed(packed, bias, 9 * x.size(2), "9 C");
+  GROUPEDMIXER_CHECK(stride == 1 || stride == 2, "stride must be 1 or 2, got ", stride);
+  check_activation(activation);
+  check_threads(threads);
+}
+
+inline void check_depthwise3x3(const Tensor& x, const Tensor& weight, const Tensor& bias,
+                               int64_t threads) {
+  check_image(x, "x");
+  check_plain(weight, "weight");
+  GROUPEDMIXER_CHECK(weight.dim() == 2 && weight.size(0) == 9 && weight.size(1) == x.size(2),
+                     "weight must be [9, C], [9, ", x.size(2), "], got ", shape_of(weight));
+  check_vector(bias, "bias", x.size(2), "C");
+  check_threads(threads);
+}
+
+inline void check_window_attention(const Tensor& qkv, const Tensor& relative_bias,
+                                   int64_t threads) {
+  constexpr int64_t kOffsets = (2 * kWindow - 1) * (2 * kWindow - 1);
+  check_image(qkv, "qkv");
+  check_plain(relative_bias, "relative_bias");
+  GROUPEDMIXER_CHECK(
+      relative_bias.dim() == 2 && relative_bias.size(0) > 0 && relative_bias.size(1) == kOffsets,
+      "relative_bias must be [heads, ", kOffsets, "] with heads >= 1, got ",
+      shape_of(relative_bias));
+  GROUPEDMIXER_CHECK(qkv.size(2) == 3 * kHeadDim * relative_bias.size(0),
+                     "qkv must be [h, w, 3 * 32 * heads] with heads = ", relative_bias.size(0),
+                     ", got ", shape_of(qkv));
+  check_threads(threads);
+}
+
+inline void check_append_attention(const Tensor& qkv, const Tensor& cache, const Tensor& step_bias,
+                                   int64_t step, int64_t threads) {
+  check_plain(qkv, "qkv");
+  check_dtype(cache, "cache", ScalarType::Half);
+  check_contiguous(cache, "cache");
+  GROUPEDMIXER_CHECK(cache.dim() == 6 && cache.size(1) > 0 && cache.size(2) == 2 &&
+                         cache.size(3) > 0 && cache.size(4) == kHeadDim &&
+                         cache.size(5) == kTokenBlock,
+                     "cache must be [ceil(T / 16), heads, 2, G, 32, 16] with heads, G >= 1, got ",
+                     shape_of(cache));
+  const int64_t heads = cache.size(1), capacity = cache.size(3);
+  GROUPEDMIXER_CHECK(qkv.dim() == 2 && qkv.size(1) == 3 * kHeadDim * heads &&
+                         round_up(qkv.size(0), kTokenBlock) == kTokenBlock * cache.size(0),
+                     "qkv must be [T, 3 * 32 * heads] with ceil(T / 16) = ", cache.size(0),
+                     " and heads = ", heads, ", got ", shape_of(qkv));
+  check_plain(step_bias, "step_bias");
+  GROUPEDMIXER_CHECK(step_bias.dim() == 3 && step_bias.size(0) == heads &&
+                         step_bias.size(1) == capacity && step_bias.size(2) == capacity,
+                     "step_bias must be [heads, G, G], [", heads, ", ", capacity, ", ", capacity,
+                     "], got ", shape_of(step_bias));
+  GROUPEDMIXER_CHECK(step >= 0 && step < capacity, "step must be 0 .. ", capacity - 1,
+                     " (G - 1), got ", step);
+  check_threads(threads);
+}
+
+inline void check_add_half_tanh(const Tensor& y_hat, const Tensor& x) {
+  check_plain(y_hat, "y_hat");
+  check_plain(x, "x");
+  check_same_shape(x, "x", y_hat, "y_hat");
+}
+
+}  // namespace groupedmixer::strict

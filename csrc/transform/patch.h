@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: MIT
+//
+// g_a and g_s of the `patch` transforms, pixels included (docs/numerics.md, section 7):
+//
+//             .-- unshuffle 16 --> 1x1 --------------------------------------------.
+//   pixels ---|                                                                    + --> y
+//             '-- unshuffle 8 --> 1x1, blocks --> unshuffle 2, 1x1, blocks --> 1x1 -'
+//
+//             .-- 1x1 --> shuffle 16 -----------------------------------------------------.
+//   y_hat ----|                                                                           + -->
+//   pixels
+//             '-- compand --> 1x1, blocks --> 1x1, shuffle 2, blocks --> 1x1 --> shuffle 8 '
+//
+// Rows stream through (stream.h), wide pictures in bands of columns. Bands and regions are computed
+// as if the picture ended a receptive field around them, which is the same: what is wrong at their
+// borders is cut off. How to run a transform: see hyper.h.
+
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+
+#include "common/team.h"
+#include "common/weight_map.h"
+#include "strict/packed.h"
+#include "transform/blocks.h"
+#include "transform/layers.h"
+#include "transform/stream.h"
+
+namespace groupedmixer::transform {
+
+constexpr int64_t kLatentStride = 16;  // pixels to a latent position
+constexpr int64_t kColours = 3;
+
+struct PatchSizes {
+  int64_t latent_channels;  // M
+  int64_t wide, narrow;     // channels at 1/8 and at 1/16
+  int64_t early, late;      // blocks at 1/8 and at 1/16
+};
+
+// How much is computed at a time, in latent positions. No choice changes a bit.
+struct PatchTiling {
+  int64_t strip = 0;   // rows; 0: as many as a bound on memory allows
+  int64_t band = 512;  // columns, without the receptive field
+};
+
+class PatchAnalysis {
+ public:
+  PatchAnalysis(const WeightMap& weights, const std::string& prefix, const PatchSizes& sizes,
+                const PatchTiling& tiling = {});
+
+  // Of a picture of this size in latent positions.
+  int64_t scratch_size(int members, int64_t latent_height, int64_t latent_width) const;
+
+  void run(const Member& member,
+           const uint8_t* rgb,  // [height, width, 3]
+           int64_t height, int64_t width, int64_t latent_height, int64_t latent_width,
+           float* y,  // [latent_height, latent_width, M]
+           float* scratch) const;
+
+ private:
+  struct Pass;
+  Stream stream(int64_t rows, int64_t columns, int members) const;
+
+  PatchTiling tiling_;
+  strict::PackedLinear linear_, first_, join_, last_;
+  BlockStack early_, late_;
+  std::array<float, 256> samples_;
+};
+
+// Pixels top .. bottom - 1 and left .. right - 1 of a picture.
+struct PixelRegion {
+  int64_t top, left, bottom, right;
+};
+
+class PatchSynthesis {
+ public:
+  PatchSynthesis(const WeightMap& weights, const std::string& prefix, const PatchSizes& sizes,
+                 const PatchTiling& tiling = {});
+
+  // Of a region of a picture of this size in latent positions.
+  int64_t scratch_size(int members, int64_t latent_height, int64_t latent_width,
+                       const PixelRegion& region) const;
+
+  void run(const Member& member,
+           const float* y_hat,  // [latent_height, latent_width, M], without gains
+           int64_t latent_height, int64_t latent_width, const PixelRegion& region,
+           bool grey,     // all samples of a pixel are the mean of its colours
+           uint8_t* rgb,  // [bottom - top, right - left, 3]
+           float* scratch) const;
+
+ private:
+  struct Pass;
+  Stream stream(int64_t rows, int64_t columns, int members) const;
+
+  PatchTiling tiling_;
+  strict::PackedLinear linear_, first_, split_, last_;
+  BlockStack late_, early_;
+};
+
+}  // namespace groupedmixer::transform

@@ -1,0 +1,313 @@
+# SPDX-License-Identifier: MIT
+"""The native coding loop: a whole latent, or a whole picture, in one call.
+
+Everything between the latent and the bytes of its streams runs in C++ without torch and without the
+GIL: hyper transforms, the transformer step by step over its context cache, quantisation, rANS.
+docs/numerics.md specifies the arithmetic, docs/bitstream.md the streams. The result depends neither
+on the number of threads nor on the processor.
+
+`groupedmixer` wraps this for its models. Use it directly to code with weights of your own, without
+torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from groupedmixer_ext import _engine
+from groupedmixer_ext._engine import NonFiniteError, TileError
+
+__all__ = [
+    "ARITHMETIC_ID",
+    "CodedLatent",
+    "Engine",
+    "NonFiniteError",
+    "Region",
+    "Settings",
+    "TableArrays",
+    "Tile",
+    "TileError",
+]
+
+ARITHMETIC_ID = "f32-seg128-kv16-v1"
+"""Of docs/numerics.md."""
+
+QUALITY_STEPS = 256
+MAX_QUALITY = 7 * QUALITY_STEPS
+_MAX_THREADS = 1024
+
+Times: TypeAlias = dict[str, float]
+"""Seconds by stage: ``transform``, ``hyper``, ``entropy_model``, ``rans``."""
+
+
+class TableArrays(NamedTuple):
+    """Integer tables as `groupedmixer_ext.rans.Tables` takes them."""
+
+    counts: NDArray[np.uint16]  # [sum(sizes)]
+    sizes: NDArray[np.int32]  # [T]
+    offsets: NDArray[np.int32]  # [T]
+
+
+class Settings(NamedTuple):
+    """What the bytes of a stream depend on besides latent and weights."""
+
+    quality: int  # 256 * quality, 0 .. 1792
+    skip_below: int  # tables below this one code nothing
+    tile: int  # latents along a tile's side, rounded down to whole patches
+
+
+class Tile(NamedTuple):
+    """The stream of a tile, and the CRC-32 of the latent that it decodes to."""
+
+    stream: bytes | memoryview  # z is in the first tile's
+    checksum: int
+
+
+class CodedLatent(NamedTuple):
+    """The tiles of a latent in raster order, and how many symbols they hold."""
+
+    tiles: list[Tile]
+    num_symbols: int  # of z and y
+    num_coded: int  # those that were not skipped
+    num_escaped: int  # those beyond their table
+
+
+class Region(NamedTuple):
+    """Pixels ``top .. bottom - 1`` and ``left .. right - 1`` of a picture."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+
+class Engine:
+    """Immutable, packed weights and the loop over them. May be used by several threads at once.
+
+    Memory for a call is leased from a pool of the engine's and reused by later calls; no thread
+    outlives a call, so a process may fork between calls.
+
+    Parameters
+    ----------
+    weights
+        float32 arrays by the names of weights files (docs/bitstream.md): ``latent_codec.*`` and,
+        with a patch transform, ``g_a.*`` and ``g_s.*``. Copied.
+    latent_channels, hyper_width, hyper_channels, slices, patch, width, layers, lrp
+        Sizes, as in `groupedmixer.Config`.
+    order
+        The (slice, row phase, column phase) of each group.
+    patch_transform
+        Channels at 1/8 and 1/16, blocks at 1/8 and 1/16 of the ``patch`` transforms; None: latents
+        only.
+    y_tables, z_tables
+        Integer tables; z has one a channel.
+
+    Raises
+    ------
+    ValueError
+        If a weight is missing or of another shape, or a table breaks its rules.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, NDArray[np.float32]],
+        *,
+        latent_channels: int,
+        hyper_width: int,
+        hyper_channels: int,
+        slices: int,
+        patch: tuple[int, int],
+        width: int,
+        layers: int,
+        lrp: bool,
+        order: Sequence[tuple[int, int, int]],
+        patch_transform: tuple[int, int, int, int] | None,
+        y_tables: TableArrays,
+        z_tables: TableArrays,
+    ) -> None:
+        self._native = _engine.Engine(
+            weights={
+                name: np.ascontiguousarray(value, np.float32) for name, value in weights.items()
+            },
+            latent_channels=latent_channels,
+            hyper_width=hyper_width,
+            hyper_channels=hyper_channels,
+            slices=slices,
+            patch=patch,
+            width=width,
+            layers=layers,
+            lrp=lrp,
+            order=list(order),
+            patch_transform=patch_transform,
+            y_tables=tuple(y_tables),
+            z_tables=tuple(z_tables),
+        )
+        self._latent_channels = latent_channels
+
+    @property
+    def has_transform(self) -> bool:
+        """Whether `compress` and `decompress` work: the engine has the ``patch`` transforms."""
+        return bool(self._native.has_transform)
+
+    def inverse_gains(self, quality: int) -> NDArray[np.float32]:  # [M]
+        """What a latent is multiplied with after decoding, at ``quality`` / 256.
+
+        ValueError if the quality is not in 0 .. 1792.
+        """
+        if not 0 <= quality <= MAX_QUALITY:
+            raise ValueError(f"quality must be in 0..{MAX_QUALITY}, got {quality}")
+        gains: NDArray[np.float32] = self._native.inverse_gains(quality)
+        return gains
+
+    def encode(
+        self,
+        y: NDArray[np.float32],  # [B, H, W, M]
+        settings: Sequence[Settings],  # [B]
+        threads: int,
+    ) -> tuple[list[CodedLatent], NDArray[np.float32], Times]:
+        """Codes a batch of latents.
+
+        Returns
+        -------
+        (coded, y_hat, times)
+            A `CodedLatent` each; the latents as `decode` returns them, [B, H, W, M] float32, gains
+            still in; seconds by stage.
+
+        Raises
+        ------
+        ValueError
+            If a shape, a setting or ``threads`` is out of range; H and W must be multiples of the
+            patch.
+        NonFiniteError
+            If ``y``, or what the weights make of it, is not finite (a FloatingPointError).
+        """
+        if y.ndim != 4 or y.shape[3] != self._latent_channels or 0 in y.shape:
+            raise ValueError(
+                f"y must be [B, H, W, {self._latent_channels}] and not empty, got {list(y.shape)}"
+            )
+        _check_batch(settings, len(y))
+        scratch = np.array(y, np.float32, order="C", copy=True)
+        items, y_hat, times = self._native.encode(scratch, list(settings), _threads(threads))
+        return [_coded(item) for item in items], y_hat, times
+
+    def decode(
+        self,
+        tiles: Sequence[Sequence[Tile]],  # [B][tiles]
+        size: tuple[int, int],
+        settings: Sequence[Settings],  # [B]
+        threads: int,
+        wanted: Sequence[bool] | None = None,  # [tiles]
+    ) -> tuple[NDArray[np.float32], Times]:
+        """Decodes a batch of latents of one size (H, W).
+
+        Tiles that are not ``wanted`` are 0 in the result, and of their bytes only z is looked at.
+
+        Returns
+        -------
+        (y_hat, times)
+            [B, H, W, M] float32, gains still in; seconds by stage.
+
+        Raises
+        ------
+        TileError
+            If a tile does not decode to the latent it was made from (a ValueError).
+        ValueError
+            If an argument is out of range or they do not fit each other.
+        """
+        height, width = size
+        _check_batch(settings, len(tiles))
+        batch = [_native_tiles(item, wanted) for item in tiles]
+        y_hat, times = self._native.decode(batch, height, width, list(settings), _threads(threads))
+        return y_hat, times
+
+    def compress(
+        self,
+        rgb: NDArray[np.uint8],  # [H, W, 3]
+        settings: Settings,
+        threads: int,
+        want_latent: bool = False,
+    ) -> tuple[CodedLatent, NDArray[np.float32] | None, Times]:
+        """Pixels to streams. Raises as `encode` does.
+
+        Returns
+        -------
+        (coded, y_hat, times)
+            ``y_hat`` [latent H, latent W, M] as in `encode` if it is wanted, else None.
+        """
+        self._require_transform()
+        if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8 or 0 in rgb.shape:
+            raise ValueError(f"rgb must be uint8 [H, W, 3], got {rgb.dtype} {list(rgb.shape)}")
+        item, y_hat, times = self._native.compress(
+            np.ascontiguousarray(rgb), settings, _threads(threads), want_latent
+        )
+        return _coded(item), y_hat, times
+
+    def decompress(
+        self,
+        tiles: Sequence[Tile],
+        size: tuple[int, int],
+        settings: Settings,
+        threads: int,
+        region: Region | None = None,
+        grey: bool = False,
+    ) -> tuple[NDArray[np.uint8], Times]:
+        """Streams to the pixels of a picture of ``size`` (H, W), or of a region of it.
+
+        Only tiles that the region depends on are decoded. ``grey``: all three samples of a pixel
+        are the mean of its colours.
+
+        Returns
+        -------
+        (rgb, times)
+            uint8 [region height, region width, 3]; seconds by stage.
+
+        Raises
+        ------
+        TileError, ValueError
+            As `decode` does.
+        """
+        self._require_transform()
+        height, width = size
+        rgb, times = self._native.decompress(
+            _native_tiles(tiles, None),
+            height,
+            width,
+            settings,
+            tuple(region or (0, 0, height, width)),
+            grey,
+            _threads(threads),
+        )
+        return rgb, times
+
+    def _require_transform(self) -> None:
+        if not self.has_transform:
+            raise ValueError("the engine must have patch transforms to code pixels")
+
+
+def _threads(threads: int) -> int:
+    if threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}")
+    return min(threads, _MAX_THREADS)
+
+
+def _check_batch(settings: Sequence[Settings], batch: int) -> None:
+    if len(settings) != batch or batch < 1:
+        raise ValueError(f"settings must be one for each of {batch} latents, got {len(settings)}")
+
+
+def _native_tiles(
+    tiles: Sequence[Tile], wanted: Sequence[bool] | None
+) -> list[tuple[bytes | memoryview, int, bool]]:
+    chosen = [True] * len(tiles) if wanted is None else list(wanted)
+    if len(chosen) != len(tiles):
+        raise ValueError(f"wanted must be one for each of {len(tiles)} tiles, got {len(chosen)}")
+    return [(tile.stream, tile.checksum, want) for tile, want in zip(tiles, chosen, strict=True)]
+
+
+def _coded(item: tuple[list[tuple[bytes, int]], tuple[int, int, int]]) -> CodedLatent:
+    tiles, counts = item
+    return CodedLatent([Tile(*tile) for tile in tiles], *counts)
