@@ -117,7 +117,7 @@ def isa_variants(machine: str) -> list[IsaVariant]:
     if machine.lower() not in ("x86_64", "amd64"):
         return [scalar]
     avx2 = ("-mavx2", "-mfma", "-mf16c")
-    # GCC 12 takes the undefined operand of its own AVX-512 intrinsics for a mistake of the caller's.
+    # GCC 12 takes the undefined operands of its own AVX-512 intrinsics for mistakes of the caller.
     no_false_alarm = ("-Wno-uninitialized", "-Wno-maybe-uninitialized")
     avx512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", *no_false_alarm)
     return [scalar, IsaVariant("avx2", avx2), IsaVariant("avx512", avx2 + avx512)]

@@ -442,6 +442,8 @@ class KVCache:
 
     Attributes
     ----------
+    tokens : int
+        T.
     data : float16 tensor  # [ceil(T / 16), heads, 2, G, 32, 16]
         Of token ``16 * i + j`` in ``data[i, ..., j]``: keys, then values, of each step.
     steps_done : int

@@ -24,11 +24,10 @@ from groupedmixer import (
     get_config,
 )
 from groupedmixer.blocks import InnerGroupMixer, _cells
-from groupedmixer.mixer import run_groups
 from groupedmixer.config import CONFIGS
 from groupedmixer.entropy import SCALES, GaussianLikelihood, scale_thresholds
 from groupedmixer.errors import ArithmeticMismatchError
-from groupedmixer.mixer import Prediction
+from groupedmixer.mixer import Prediction, run_groups
 
 SHAPES = [
     get_config("tiny"),

@@ -7,83 +7,82 @@ namespace groupedmixer::strict::GROUPEDMIXER_VARIANT {
 namespace {
 
 constexpr int kSide = 3;
-constexpr int kTaps = kSide * kSide;
 
-alignas(64) constexpr float kZeros[kLanes] = {};
+// Pixels side by side that share the loads of weights, and of taps where their windows overlap.
+constexpr int kGroup = 4;
 
-// The three rows under a window. A row outside the image is a step of 0 over zeros.
-struct Rows {
-  const float* x[kSide];
-  int64_t step[kSide];
-};
+bool inside(const DepthwiseParams& p, int64_t y, int64_t x) {
+  return y >= 0 && y < p.height && x >= 0 && x < p.width;
+}
 
-// Sixteen channels of a pixel.
-GROUPEDMIXER_STRICT Lanes taps_sum(const float* const taps[kTaps], const Lanes weight[kTaps],
-                                   Lanes sum) {
-  for (int t = 0; t < kTaps; ++t) sum = fused(load(taps[t]), weight[t], sum);
+// Sixteen channels of pixels (row, column), (row, column + 1) ...
+template <int Pixels, bool kBorder>
+GROUPEDMIXER_STRICT void lanes(const DepthwiseParams& p, int64_t row, int64_t column,
+                               int64_t channel) {
+  const int64_t pitch = p.width * p.channels;
+  const Lanes bias = load(p.bias + channel);
+  Lanes sum[Pixels];
+  for (int g = 0; g < Pixels; ++g) sum[g] = bias;
+  for (int i = 0; i < kSide; ++i) {
+    const int64_t y = row + i - 1;
+    Lanes taps[Pixels + kSide - 1];
+    for (int j = 0; j < Pixels + kSide - 1; ++j) {
+      const int64_t x = column + j - 1;
+      if (!kBorder || inside(p, y, x)) {
+        taps[j] = load(p.x + y * pitch + x * p.channels + channel);
+      } else {
+        taps[j] = broadcast(0.0f);
+      }
+    }
+    for (int j = 0; j < kSide; ++j) {
+      const Lanes weight = load(p.weight + (i * kSide + j) * p.channels + channel);
+      for (int g = 0; g < Pixels; ++g) sum[g] = fused(taps[g + j], weight, sum[g]);
+    }
+  }
+  for (int g = 0; g < Pixels; ++g) {
+    store(p.out + row * pitch + (column + g) * p.channels + channel, sum[g]);
+  }
+}
+
+// A channel that is left over.
+float scalar(const DepthwiseParams& p, int64_t row, int64_t column, int64_t channel) {
+  float sum = p.bias[channel];
+  for (int i = 0; i < kSide; ++i) {
+    for (int j = 0; j < kSide; ++j) {
+      const int64_t y = row + i - 1, x = column + j - 1;
+      const float tap = inside(p, y, x) ? p.x[(y * p.width + x) * p.channels + channel] : 0.0f;
+      sum = strict::fused(tap, p.weight[(i * kSide + j) * p.channels + channel], sum);
+    }
+  }
   return sum;
 }
 
-void lanes_row(const DepthwiseParams& p, const Rows& rows, int64_t channel, float* out) {
-  Lanes weight[kTaps];
-  for (int t = 0; t < kTaps; ++t) weight[t] = load(p.weight + t * p.channels + channel);
-  const Lanes bias = load(p.bias + channel);
-  const auto at_border = [&](int64_t column) {
-    const float* taps[kTaps];
-    for (int i = 0; i < kSide; ++i) {
-      for (int j = 0; j < kSide; ++j) {
-        const int64_t from = column + j - 1;
-        taps[i * kSide + j] =
-            from < 0 || from >= p.width ? kZeros : rows.x[i] + from * rows.step[i];
-      }
+template <int Pixels>
+void all_channels(const DepthwiseParams& p, int64_t row, int64_t column) {
+  const bool border = !inside(p, row - 1, column - 1) || !inside(p, row + 1, column + Pixels);
+  int64_t channel = 0;
+  for (; channel + kLanes <= p.channels; channel += kLanes) {
+    if (border) {
+      lanes<Pixels, true>(p, row, column, channel);
+    } else {
+      lanes<Pixels, false>(p, row, column, channel);
     }
-    store(out + column * p.channels, taps_sum(taps, weight, bias));
-  };
-  at_border(0);
-  for (int64_t column = 1; column < p.width - 1; ++column) {
-    const float* taps[kTaps];
-    for (int i = 0; i < kSide; ++i) {
-      for (int j = 0; j < kSide; ++j) {
-        taps[i * kSide + j] = rows.x[i] + (column + j - 1) * rows.step[i];
-      }
-    }
-    store(out + column * p.channels, taps_sum(taps, weight, bias));
   }
-  if (p.width > 1) at_border(p.width - 1);
-}
-
-// The channels that do not fill Lanes.
-void scalar_row(const DepthwiseParams& p, int64_t row, int64_t channel, float* out) {
-  for (int64_t column = 0; column < p.width; ++column) {
-    float sum = p.bias[channel];
-    for (int t = 0; t < kTaps; ++t) {
-      const int64_t y = row + t / kSide - 1, x = column + t % kSide - 1;
-      const bool inside = y >= 0 && y < p.height && x >= 0 && x < p.width;
-      const float tap = inside ? p.x[(y * p.width + x) * p.channels + channel] : 0.0f;
-      sum = strict::fused(tap, p.weight[t * p.channels + channel], sum);
+  for (; channel < p.channels; ++channel) {
+    for (int64_t x = column; x < column + Pixels; ++x) {
+      p.out[(row * p.width + x) * p.channels + channel] = scalar(p, row, x, channel);
     }
-    out[column * p.channels] = sum;
   }
 }
 
 }  // namespace
 
-void depthwise3x3(const DepthwiseParams& p) {
-  const int64_t pitch = p.width * p.channels;
+void depthwise3x3(const DepthwiseParams& params) {
+  const DepthwiseParams p = params;  // what is written cannot change it
   for (int64_t row = p.row_begin; row < p.row_end; ++row) {
-    float* out = p.out + row * pitch;
-    int64_t channel = 0;
-    for (; channel + kLanes <= p.channels; channel += kLanes) {
-      Rows rows;
-      for (int i = 0; i < kSide; ++i) {
-        const int64_t y = row + i - 1;
-        const bool inside = y >= 0 && y < p.height;
-        rows.x[i] = inside ? p.x + y * pitch + channel : kZeros;
-        rows.step[i] = inside ? p.channels : 0;
-      }
-      lanes_row(p, rows, channel, out + channel);
-    }
-    for (; channel < p.channels; ++channel) scalar_row(p, row, channel, out + channel);
+    int64_t column = 0;
+    for (; column + kGroup <= p.width; column += kGroup) all_channels<kGroup>(p, row, column);
+    for (; column < p.width; ++column) all_channels<1>(p, row, column);
   }
 }
 

@@ -18,6 +18,8 @@ struct LinearTile {
   const float* x;
   int64_t x_stride;
   int64_t column;
+  const char* ahead;  // what the next column tile reads, and how much of it a row's share is
+  int64_t ahead_step;
 
   template <int R>
   __attribute__((noinline)) void run(int64_t row) const {
@@ -25,7 +27,8 @@ struct LinearTile {
     const float* weight = p.weight + panel * kPanel * p.depth + within;
     Lanes start[kTileVectors];
     repeat<kTileVectors>(GROUPEDMIXER_EACH(c) { start[c] = load(p.bias + column + c * kLanes); });
-    const Tile<R> tile = dot_tile<R>(x + row * x_stride, x_stride, weight, kPanel, p.depth, start);
+    const Tile<R> tile = dot_tile<R>(x + row * x_stride, x_stride, weight, kPanel, p.depth, start,
+                    {ahead + row * p.depth / kTileRows * ahead_step, ahead_step});
     float sums[R * kTileColumns];
     repeat<R>(GROUPEDMIXER_EACH(r) {
       repeat<kTileVectors>(
@@ -103,8 +106,12 @@ void linear(const LinearParams& params) {
       x = p.normed;
       x_stride = p.depth;
     }
+    const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
     for (int64_t column = 0; column < p.width; column += kTileColumns) {
-      visit_tiles(rows, LinearTile{block, x, x_stride, column});
+      const char* ahead = reinterpret_cast<const char*>(
+          p.weight + (column + kTileColumns) / kPanel * kPanel * p.depth);
+      const int64_t step = static_cast<int64_t>(sizeof(float)) * kTileColumns / tiles;
+      visit_tiles(rows, LinearTile{block, x, x_stride, column, ahead, step});
     }
   }
 }

@@ -45,18 +45,28 @@ struct Tile {
   Lanes sum[R][kTileVectors];
 };
 
+// Memory that will be read soon, fetched a little with every step of a chain: a panel of weights comes
+// from far away, and its first tile would wait for it.
+struct Ahead {
+  const char* next = nullptr;
+  int64_t step = 0;  // bytes
+};
+
 // The chains of one segment.
 template <int R>
 GROUPEDMIXER_STRICT void run_segment(const float* a,  // [R, depth]
                                      int64_t a_stride,
                                      const float* b,  // [depth, b_stride]
-                                     int64_t b_stride, int64_t depth, Tile<R>& tile) {
+                                     int64_t b_stride, int64_t depth, Tile<R>& tile,
+                                     Ahead& ahead) {
   // Three rows share a pointer: addresses are pointer + {0, 1, 2} strides, and all fit in
   // registers.
   constexpr int kPointers = (R + 2) / 3;
   const float* rows[kPointers];
   repeat<kPointers>(GROUPEDMIXER_EACH(i) { rows[i] = a + 3 * i * a_stride; });
   for (int64_t k = 0; k < depth; ++k, b += b_stride) {
+    __builtin_prefetch(ahead.next, 0, 2);
+    ahead.next += ahead.step;
     Lanes columns[kTileVectors];
     repeat<kTileVectors>(GROUPEDMIXER_EACH(c) { columns[c] = load(b + c * kLanes); });
     repeat<R>(GROUPEDMIXER_EACH(r) {
@@ -77,12 +87,12 @@ GROUPEDMIXER_STRICT Tile<R> dot_tile(const float* a,  // [R, depth]
                                      int64_t a_stride,
                                      const float* b,  // [depth, b_stride]
                                      int64_t b_stride, int64_t depth,
-                                     const Lanes (&start)[kTileVectors]) {
+                                     const Lanes (&start)[kTileVectors], Ahead ahead = {}) {
   Tile<R> tile;
   repeat<R>(GROUPEDMIXER_EACH(r) {
     repeat<kTileVectors>(GROUPEDMIXER_EACH(c) { tile.sum[r][c] = start[c]; });
   });
-  run_segment<R>(a, a_stride, b, b_stride, depth < kSegment ? depth : kSegment, tile);
+  run_segment<R>(a, a_stride, b, b_stride, depth < kSegment ? depth : kSegment, tile, ahead);
   // Running totals go through memory: the registers are all taken.
   alignas(64) float totals[R * kTileColumns];
   for (int64_t k = kSegment; k < depth; k += kSegment) {
@@ -93,7 +103,7 @@ GROUPEDMIXER_STRICT Tile<R> dot_tile(const float* a,  // [R, depth]
       });
     });
     const int64_t size = depth - k < kSegment ? depth - k : kSegment;
-    run_segment<R>(a + k, a_stride, b + k * b_stride, b_stride, size, tile);
+    run_segment<R>(a + k, a_stride, b + k * b_stride, b_stride, size, tile, ahead);
     repeat<R>(GROUPEDMIXER_EACH(r) {
       repeat<kTileVectors>(GROUPEDMIXER_EACH(c) {
         tile.sum[r][c] = load(totals + r * kTileColumns + c * kLanes) + tile.sum[r][c];

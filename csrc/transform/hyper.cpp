@@ -16,7 +16,7 @@ using strict::Activation;
 constexpr int64_t kWindows = 48 * 2304;
 
 // Floats that a strip of h_a may take, if it has more than one row of z.
-constexpr int64_t kStripFloats = int64_t{16} << 20;
+constexpr int64_t kStripFloats = int64_t{8} << 20;
 
 // Pixels whose windows are gathered at a time.
 int64_t block_size(const strict::PackedLinear& convolution) {

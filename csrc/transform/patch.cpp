@@ -224,12 +224,16 @@ std::vector<int64_t> quartered_order() {
 
 constexpr int64_t kLine = kHalf * kColours;  // samples of a row of a quarter
 
-// For samples in [0, 255] once clamped: adding 2^23 leaves the rounded number in the last byte.
-uint8_t to_byte(float x) {
-  x = strict::smaller(strict::larger(x, 0.0f), 1.0f) * 255.0f + 0x1p23f;
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof(bits));
-  return static_cast<uint8_t>(bits);
+// The samples of a line, clamped and rounded. In steps, as compilers vectorise those. Adding 2^23
+// leaves the rounded number in the last byte.
+void to_bytes(const float* x, uint8_t* bytes) {
+  float scaled[kLine];
+  for (int64_t i = 0; i < kLine; ++i) scaled[i] = strict::larger(x[i], 0.0f);
+  for (int64_t i = 0; i < kLine; ++i) scaled[i] = strict::smaller(scaled[i], 1.0f);
+  for (int64_t i = 0; i < kLine; ++i) scaled[i] = scaled[i] * 255.0f + 0x1p23f;
+  uint32_t bits[kLine];
+  std::memcpy(bits, scaled, sizeof(bits));
+  for (int64_t i = 0; i < kLine; ++i) bytes[i] = static_cast<uint8_t>(bits[i]);
 }
 
 void write_line(const float* x,  // [8, 3]
@@ -243,7 +247,7 @@ void write_line(const float* x,  // [8, 3]
     x = means;
   }
   uint8_t bytes[kLine];
-  for (int64_t i = 0; i < kLine; ++i) bytes[i] = to_byte(x[i]);
+  to_bytes(x, bytes);
   if (last_pixel - first_pixel == kHalf) {
     std::memcpy(rgb, bytes, kLine);
   } else {

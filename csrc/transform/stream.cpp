@@ -9,8 +9,8 @@
 namespace groupedmixer::transform {
 namespace {
 
-// Floats that rows in memory may take: pictures of two megapixels fit in one strip of rt.
-constexpr int64_t kBufferFloats = int64_t{24} << 20;
+// Floats that rows in memory may take. More brought no speed, and costs caches and big pictures.
+constexpr int64_t kBufferFloats = int64_t{8} << 20;
 constexpr int64_t kLeastStrip = 8;
 
 }  // namespace

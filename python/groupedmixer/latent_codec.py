@@ -70,9 +70,9 @@ class GroupedMixerLatentCodec(LatentCodec):
     Notes
     -----
     There are two forms. The *training form* (`forward`) is plain PyTorch and predicts all groups
-    at once. The *coding form* (`coder`, used by `compress` and `decompress`) is the native engine: step
-    by step with a context cache, over weights exported to float16 and back. The two agree to float
-    tolerance; nothing that is coded depends on that.
+    at once. The *coding form* (`coder`, used by `compress` and `decompress`) is the native engine:
+    step by step with a context cache, over weights exported to float16 and back. The two agree to
+    float tolerance; nothing that is coded depends on that.
     """
 
     thresholds: Tensor
