@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
 """Kernels and entropy coder of GroupedMixer.
 
-Submodules are imported on first use, so that the coder (`rans`, `tables`) works without torch:
+Submodules are imported on first use, so that those that need no torch work without it:
 
 - `ops`: the operators, one function each; needs torch
-- `reference`: the same operators in a few lines of PyTorch
+- `reference`: the same operators, slow and plain, in NumPy and PyTorch
+- `engine`: the native coding loop, whole latents and pictures
 - `rans`: the rANS coder
 - `tables`: integer probability tables from densities
 - `info`: what was built and what runs (``python -m groupedmixer_ext.info``)
@@ -17,7 +18,7 @@ from types import ModuleType
 
 __version__ = "0.1.0.dev0"
 
-_SUBMODULES = ("info", "ops", "rans", "reference", "tables")
+_SUBMODULES = ("engine", "info", "ops", "rans", "reference", "tables")
 __all__ = ["__version__", *_SUBMODULES]
 
 

@@ -143,8 +143,8 @@ class Engine:
             lrp=lrp,
             order=list(order),
             patch_transform=patch_transform,
-            y_tables=tuple(y_tables),
-            z_tables=tuple(z_tables),
+            y_tables=y_tables,
+            z_tables=z_tables,
         )
         self._latent_channels = latent_channels
 
@@ -277,7 +277,7 @@ class Engine:
             height,
             width,
             settings,
-            tuple(region or (0, 0, height, width)),
+            region or (0, 0, height, width),
             grey,
             _threads(threads),
         )

@@ -49,13 +49,11 @@ void* Arena::take_bytes(size_t bytes) {
 void Arena::release(size_t mark) { used_ = mark; }
 
 void Arena::reset() {
-  if (chunks_.size() > 1) {
-    size_t total = 0;
-    for (const Chunk& chunk : chunks_) total += chunk.size;
-    free_chunks();
-    used_ = 0;
-    take_bytes(total);
-  }
+  size_t total = 0;
+  for (const Chunk& chunk : chunks_) total += chunk.size;
+  if (chunks_.size() > 1 || total > kKept) free_chunks();
+  used_ = 0;
+  if (chunks_.empty() && total > 0 && total <= kKept) take_bytes(total);
   used_ = 0;
 }
 

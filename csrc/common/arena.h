@@ -17,6 +17,8 @@ namespace groupedmixer {
 
 class Arena {
  public:
+  static constexpr size_t kKept = size_t{128} << 20;  // bytes
+
   Arena() = default;
   ~Arena();
   Arena(const Arena&) = delete;
@@ -32,7 +34,8 @@ class Arena {
   size_t mark() const { return used_; }
   void release(size_t mark);
 
-  // Gives back everything, and makes one chunk of several.
+  // Gives back everything, and makes one chunk of several; returns the memory to the system where
+  // it is more than kKept, which a process would rather use for something else meanwhile.
   void reset();
 
  private:

@@ -156,7 +156,7 @@ int64_t Mixer::scratch_size() const {
 int64_t Mixer::tile_bytes(int64_t tokens, int members) const {
   const int64_t d = sizes_.width, c = sizes_.channels;
   const int64_t cache = sizes_.layers * KvCache{sizes_.heads(), sizes_.groups()}.size(tokens) * 2;
-  const int64_t rows = tokens * (6 * d + 2 * c + sizes_.groups() * c);
+  const int64_t rows = tokens * (9 * d + 2 * c + sizes_.groups() * c);
   return cache + 4 * (rows + members * (scratch_size() + d));
 }
 
@@ -170,7 +170,7 @@ TileState Mixer::make_tile(Arena& arena, int64_t height, int64_t width, int memb
   tile.mean = arena.take<float>(tokens * c);
   tile.raw_scale = arena.take<float>(tokens * c);
   tile.x = arena.take<float>(tokens * d);
-  tile.qkv = arena.take<float>(tokens * 3 * d);
+  for (float*& qkv : tile.qkv) qkv = arena.take<float>(tokens * 3 * d);
   tile.attended = arena.take<float>(tokens * d);
   tile.features = arena.take<float>(tokens * d);
   tile.embedding_bias = arena.take<float>(members * d);
@@ -180,15 +180,12 @@ TileState Mixer::make_tile(Arena& arena, int64_t height, int64_t width, int memb
   for (int lattice = 0; lattice < 2; ++lattice) {
     const int64_t offset = lattice * strict::kWindow / 2;
     const std::vector<int64_t> tops = cuts(height, offset), lefts = cuts(width, offset);
-    int64_t work = 0;
     for (size_t i = 0; i + 1 < tops.size(); ++i) {
       for (size_t j = 0; j + 1 < lefts.size(); ++j) {
-        const int64_t rows = tops[i + 1] - tops[i], columns = lefts[j + 1] - lefts[j];
-        tile.cells[lattice].push_back({tops[i], lefts[j], rows, columns, work});
-        work += rows * columns * (rows * columns + strict::kHeadDim);
+        tile.cells[lattice].push_back(
+            {tops[i], lefts[j], tops[i + 1] - tops[i], lefts[j + 1] - lefts[j]});
       }
     }
-    tile.work[lattice] = work;
   }
   return tile;
 }
@@ -237,23 +234,25 @@ void Mixer::embed(const TileState& tile, int64_t step, const float* bias, int64_
 }
 
 void Mixer::attend_inner(const Member& member, const TileState& tile, const Block& block,
-                         int lattice) const {
-  // A cell and a head are a unit of work; a member has those that begin in its share of all work.
-  const int64_t heads = sizes_.heads(), size = member.size(), index = member.index();
-  const auto begin_of = [&](int64_t i) {
-    return (tile.work[lattice] * heads * i + size - 1) / size;
-  };
-  const int64_t first = begin_of(index), last = begin_of(index + 1);
+                         int lattice, const float* qkv) const {
+  const Member::Range own = rows(member, tile);
   const Scratch scratch = scratch_of(member, tile);
   for (const TileState::Cell& cell : tile.cells[lattice]) {
-    const int64_t tokens = cell.rows * cell.columns;
-    const int64_t work = tokens * (tokens + strict::kHeadDim);
-    for (int64_t head = 0; head < heads; ++head) {
-      const int64_t begin = cell.work_before * heads + head * work;
-      if (begin < first || begin >= last) continue;
-      kernels().window_attention({tile.qkv, tile.width, heads, head, cell.top, cell.left, cell.rows,
-                                  cell.columns, block.relative_bias.data(), tile.attended,
-                                  scratch.kernel});
+    // A cell's tokens in raster order are in raster order of the grid too: the member's are a
+    // stretch.
+    const auto tokens_before = [&](int64_t position) {
+      int64_t count = 0;
+      for (int64_t row = cell.top; row < cell.top + cell.rows; ++row) {
+        count += std::clamp<int64_t>(position - (row * tile.width + cell.left), 0, cell.columns);
+      }
+      return count;
+    };
+    const int64_t begin = tokens_before(own.begin), end = tokens_before(own.end);
+    if (begin == end) continue;
+    for (int64_t head = 0; head < sizes_.heads(); ++head) {
+      kernels().window_attention({qkv, tile.width, sizes_.heads(), head, cell.top, cell.left,
+                                  cell.rows, cell.columns, begin, end, block.relative_bias.data(),
+                                  tile.attended, scratch.kernel});
     }
   }
 }
@@ -303,10 +302,11 @@ void Mixer::predict(const Member& member, TileState& tile, int64_t step) const {
       body(row, std::min(kRowsAtOnce, own.end - row));
     }
   };
+  const auto qkv_of = [&](int64_t layer) { return tile.qkv[(step * sizes_.layers + layer) % 2]; };
   const auto inner_qkv = [&](int64_t layer, int64_t row, int64_t rows) {
     const Block& block = blocks_[static_cast<size_t>(layer)];
-    LinearParams p =
-        linear_params(block.inner_qkv, tile.x + row * d, d, tile.qkv + row * 3 * d, 3 * d, rows);
+    LinearParams p = linear_params(block.inner_qkv, tile.x + row * d, d,
+                                   qkv_of(layer) + row * 3 * d, 3 * d, rows);
     add_norm(p, block.inner_norm, scratch.normed);
     kernels().linear(p);
   };
@@ -324,8 +324,8 @@ void Mixer::predict(const Member& member, TileState& tile, int64_t step) const {
   });
   for (int64_t layer = 0; layer < sizes_.layers; ++layer) {
     member.barrier();
-    attend_inner(member, tile, blocks_[static_cast<size_t>(layer)], static_cast<int>(layer % 2));
-    member.barrier();
+    attend_inner(member, tile, blocks_[static_cast<size_t>(layer)], static_cast<int>(layer % 2),
+                 qkv_of(layer));
     for_blocks([&](int64_t row, int64_t rows) {
       run_rows(tile, layer, step, row, rows, scratch);
       if (layer + 1 < sizes_.layers) {

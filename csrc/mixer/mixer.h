@@ -50,20 +50,17 @@ struct TileState {
   float* raw_scale;               // [tokens, C]
 
   float* x;               // [tokens, d]
-  float* qkv;             // [tokens, 3 d], inner-group
+  float* qkv[2];          // [tokens, 3 d], inner-group; of every other block
   float* attended;        // [tokens, d], inner-group
   float* features;        // [tokens, d]
-  float* embedding_bias;  // [members, d rounded up]
+  float* embedding_bias;  // [members, d]
   float* scratch;         // [members, scratch_size]
   uint16_t* cache;        // [layers, cache_size]
   int64_t cache_size;
-  // Cells of the lattice of even and of odd blocks; the work of a team is cut by `work`.
   struct Cell {
     int64_t top, left, rows, columns;
-    int64_t work_before;  // of cells ahead of it
   };
-  std::vector<Cell> cells[2];
-  int64_t work[2];
+  std::vector<Cell> cells[2];  // of the lattices of even and of odd blocks
 };
 
 class Mixer {
@@ -106,8 +103,8 @@ class Mixer {
   int64_t slice_before(int64_t step) const;
   void embed(const TileState& tile, int64_t step, const float* bias, int64_t row, int64_t rows,
              const Scratch& scratch) const;
-  void attend_inner(const Member& member, const TileState& tile, const Block& block,
-                    int lattice) const;
+  void attend_inner(const Member& member, const TileState& tile, const Block& block, int lattice,
+                    const float* qkv) const;
   void run_rows(const TileState& tile, int64_t layer, int64_t step, int64_t row, int64_t rows,
                 const Scratch& scratch) const;
 

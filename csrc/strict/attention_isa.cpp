@@ -201,23 +201,28 @@ void window_attention(const WindowAttentionParams& params) {
   const WindowAttentionParams p = params;
   const Cell cell{p};
   const int64_t tokens = cell.tokens(), width = p.heads * kHeadDim;
+  const int64_t queries = p.query_end - p.query_begin;
   const int64_t padded = (tokens + kPanel - 1) / kPanel * kPanel;
-  float* queries = p.scratch;                         // [tokens, kHeadDim]
-  float* keys = queries + kWindowTokens * kHeadDim;   // panels: [padded / kPanel, kHeadDim, kPanel]
+  float* query = p.scratch;                           // [queries, kHeadDim]
+  float* keys = query + kWindowTokens * kHeadDim;     // panels: [padded / kPanel, kHeadDim, kPanel]
   float* values = keys + kWindowTokens * kHeadDim;    // [tokens, kHeadDim]
-  float* scores = values + kWindowTokens * kHeadDim;  // [tokens, kWindowTokens]
+  float* scores = values + kWindowTokens * kHeadDim;  // [queries, kWindowTokens]
+  for (int64_t i = 0; i < queries; ++i) {
+    const float* q = p.qkv + cell.position(p.query_begin + i) * 3 * width + p.head * kHeadDim;
+    for (int half = 0; half < kHeadDim; half += kLanes) {
+      store(query + i * kHeadDim + half, load(q + half));
+    }
+  }
   for (int64_t first = 0; first < padded; first += kLanes) {
     Lanes rows[2][kLanes];
     for (int64_t t = 0; t < kLanes; ++t) {
       const bool real = first + t < tokens;
-      const float* qkv =
-          p.qkv + cell.position(real ? first + t : 0) * 3 * width + p.head * kHeadDim;
+      const float* k =
+          p.qkv + cell.position(real ? first + t : 0) * 3 * width + width + p.head * kHeadDim;
       for (int half = 0; half < 2; ++half) {
-        rows[half][t] = real ? load(qkv + width + half * kLanes) : broadcast(0.0f);
+        rows[half][t] = real ? load(k + half * kLanes) : broadcast(0.0f);
         if (!real) continue;
-        const int64_t at = (first + t) * kHeadDim + half * kLanes;
-        store(queries + at, load(qkv + half * kLanes));
-        store(values + at, load(qkv + 2 * width + half * kLanes));
+        store(values + (first + t) * kHeadDim + half * kLanes, load(k + width + half * kLanes));
       }
     }
     for (int half = 0; half < 2; ++half) {
@@ -230,22 +235,23 @@ void window_attention(const WindowAttentionParams& params) {
   }
   for (int64_t key = 0; key < padded; key += kTileColumns) {
     const float* panel = keys + key / kPanel * kPanel * kHeadDim + key % kPanel;
-    visit_tiles(tokens,
-                ProductTile{queries, kHeadDim, panel, kHeadDim, scores + key, kWindowTokens});
+    visit_tiles(queries,
+                ProductTile{query, kHeadDim, panel, kHeadDim, scores + key, kWindowTokens});
   }
   float totals[kWindowTokens];
-  for (int64_t query = 0; query < tokens; ++query) {
-    totals[query] = soft_maximum(p, query, padded, scores + query * kWindowTokens);
+  for (int64_t i = 0; i < queries; ++i) {
+    totals[i] = soft_maximum(p, p.query_begin + i, padded, scores + i * kWindowTokens);
   }
-  float* sums = queries;  // [tokens, kHeadDim]; the queries are done with
+  float* sums = query;  // [queries, kHeadDim]; the queries are done with
   for (int64_t d = 0; d < kHeadDim; d += kTileColumns) {
-    visit_tiles(tokens, ProductTile{scores, kWindowTokens, values + d, tokens, sums + d, kHeadDim});
+    visit_tiles(queries,
+                ProductTile{scores, kWindowTokens, values + d, tokens, sums + d, kHeadDim});
   }
-  for (int64_t query = 0; query < tokens; ++query) {
-    const Lanes total = broadcast(totals[query]);
-    float* out = p.out + cell.position(query) * width + p.head * kHeadDim;
+  for (int64_t i = 0; i < queries; ++i) {
+    const Lanes total = broadcast(totals[i]);
+    float* out = p.out + cell.position(p.query_begin + i) * width + p.head * kHeadDim;
     for (int half = 0; half < kHeadDim; half += kLanes) {
-      store(out + half, load(sums + query * kHeadDim + half) / total);
+      store(out + half, load(sums + i * kHeadDim + half) / total);
     }
   }
 }

@@ -28,7 +28,7 @@ struct LinearTile {
     Lanes start[kTileVectors];
     repeat<kTileVectors>(GROUPEDMIXER_EACH(c) { start[c] = load(p.bias + column + c * kLanes); });
     const Tile<R> tile = dot_tile<R>(x + row * x_stride, x_stride, weight, kPanel, p.depth, start,
-                    {ahead + row * p.depth / kTileRows * ahead_step, ahead_step});
+                                     {ahead + row * p.depth / kTileRows * ahead_step, ahead_step});
     float sums[R * kTileColumns];
     repeat<R>(GROUPEDMIXER_EACH(r) {
       repeat<kTileVectors>(
@@ -108,8 +108,8 @@ void linear(const LinearParams& params) {
     }
     const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
     for (int64_t column = 0; column < p.width; column += kTileColumns) {
-      const char* ahead = reinterpret_cast<const char*>(
-          p.weight + (column + kTileColumns) / kPanel * kPanel * p.depth);
+      const char* ahead = reinterpret_cast<const char*>(p.weight + (column + kTileColumns) /
+                                                                       kPanel * kPanel * p.depth);
       const int64_t step = static_cast<int64_t>(sizeof(float)) * kTileColumns / tiles;
       visit_tiles(rows, LinearTile{block, x, x_stride, column, ahead, step});
     }

@@ -45,8 +45,8 @@ struct Tile {
   Lanes sum[R][kTileVectors];
 };
 
-// Memory that will be read soon, fetched a little with every step of a chain: a panel of weights comes
-// from far away, and its first tile would wait for it.
+// Memory that will be read soon, fetched a little with every step of a chain: a panel of weights
+// comes from far away, and its first tile would wait for it.
 struct Ahead {
   const char* next = nullptr;
   int64_t step = 0;  // bytes
@@ -57,8 +57,7 @@ template <int R>
 GROUPEDMIXER_STRICT void run_segment(const float* a,  // [R, depth]
                                      int64_t a_stride,
                                      const float* b,  // [depth, b_stride]
-                                     int64_t b_stride, int64_t depth, Tile<R>& tile,
-                                     Ahead& ahead) {
+                                     int64_t b_stride, int64_t depth, Tile<R>& tile, Ahead& ahead) {
   // Three rows share a pointer: addresses are pointer + {0, 1, 2} strides, and all fit in
   // registers.
   constexpr int kPointers = (R + 2) / 3;

@@ -52,13 +52,14 @@ struct NormParams {
   int64_t width;
 };
 
-// Inner-group attention of one cell and one head.
+// Inner-group attention of one cell and one head, for some of the cell's tokens.
 struct WindowAttentionParams {
   const float* qkv;  // [grid height, grid width, 3 heads * 32]
   int64_t grid_width;
   int64_t heads;
   int64_t head;
   int64_t top, left, rows, columns;  // of the cell, at most 8 x 8
+  int64_t query_begin, query_end;    // in raster order of the cell
   const float* relative_bias;        // [heads, 225]
   float* out;                        // [grid height, grid width, heads * 32]
   float* scratch;                    // kWindowScratch floats

@@ -67,7 +67,7 @@ uint32_t test_attention(const Kernels& kernels, Numbers& numbers) {
   const AlignedVector qkv = numbers.next(kTokens * 3 * kWidth), bias = numbers.next(kHeads * kBias);
   AlignedVector out(kTokens * kWidth), scratch(kWindowScratch);
   for (int64_t head = 0; head < kHeads; ++head) {
-    kernels.window_attention({qkv.data(), kColumns, kHeads, head, 0, 0, kRows, kColumns,
+    kernels.window_attention({qkv.data(), kColumns, kHeads, head, 0, 0, kRows, kColumns, 0, kTokens,
                               bias.data(), out.data(), scratch.data()});
   }
   uint32_t crc = add(0, out);

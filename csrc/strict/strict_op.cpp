@@ -214,6 +214,8 @@ Tensor window_attention_cpu(const Tensor& qkv,            // [h, w, 3 d] float32
       cell.left = std::max<int64_t>(left, 0);
       cell.rows = std::min(top + kWindow, height) - cell.top;
       cell.columns = std::min(left + kWindow, width) - cell.left;
+      cell.query_begin = 0;
+      cell.query_end = cell.rows * cell.columns;
       run.window_attention(cell);
     }
   });

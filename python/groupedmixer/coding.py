@@ -19,7 +19,6 @@ from groupedmixer_ext.engine import Tile as CodedTile
 from .container import quality_field
 from .entropy import CodingTables
 from .errors import ArithmeticMismatchError
-from .grouping import Grouping
 from .half import round_to_half
 from .stages import UNTIMED, Stages
 
@@ -102,7 +101,7 @@ class LatentCoder:
             width=config.width,
             layers=config.layers,
             lrp=config.lrp,
-            order=Grouping(config.slices, *config.patch, config.order).order,
+            order=codec.context.grouping.order,
             patch_transform=(
                 None if transforms is None else (*config.transform_width, *config.transform_depth)
             ),
