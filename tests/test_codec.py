@@ -111,11 +111,11 @@ def test_the_picture_comes_back() -> None:
 
 
 def test_decoded_latent_is_the_encoders(tiny_model: groupedmixer.GroupedMixer) -> None:
-    coder = tiny_model.latent_codec.coder()
-    y = torch.randn(1, 32, 6, 10) * 4
+    coder, config = tiny_model.latent_codec.coder(), tiny_model.config
+    y = torch.randn(1, config.latent_channels, 6, 10) * 4
     coded = coder.encode(y, [6.2])[0]
     assert torch.equal(coder.decode([coded.tiles], (6, 10), [6.2]), coded.y_hat)
-    assert coded.num_symbols == y.numel() + 8 * 2 * 3
+    assert coded.num_symbols == y.numel() + config.hyper_channels * 2 * 3
     assert 0 < coded.num_coded <= coded.num_symbols
 
 
@@ -127,7 +127,7 @@ def test_tiles_of_any_grouping_round_trip(patch: tuple[int, int], slices: int, t
     codec = random_model(dataclasses.replace(tiny, patch=patch, slices=slices)).latent_codec
     coder: LatentCoder = codec.coder()
     height = 45 if patch[0] == 9 else 39
-    y = torch.randn(1, 32, height, 20) * 3
+    y = torch.randn(1, tiny.latent_channels, height, 20) * 3
     coded = coder.encode(y, [4.0], tile=16)[0]
     assert len(coded.tiles) == tiles
     assert torch.equal(coder.decode([coded.tiles], (height, 20), [4.0], tile=16), coded.y_hat)
@@ -138,20 +138,20 @@ def test_tiles_of_any_grouping_round_trip(patch: tuple[int, int], slices: int, t
 
 def test_large_latents_escape_and_come_back(tiny_model: groupedmixer.GroupedMixer) -> None:
     coder = tiny_model.latent_codec.coder()
-    y = torch.randn(1, 32, 4, 4) * 30000
+    y = torch.randn(1, tiny_model.config.latent_channels, 4, 4) * 30000
     coded = coder.encode(y, [7.0])[0]
     assert coded.num_escaped > 0
     assert torch.equal(coder.decode([coded.tiles], (4, 4), [7.0]), coded.y_hat)
 
 
 def test_bad_latents_are_refused(tiny_model: groupedmixer.GroupedMixer) -> None:
-    coder = tiny_model.latent_codec.coder()
+    coder, m = tiny_model.latent_codec.coder(), tiny_model.config.latent_channels
     with pytest.raises(FloatingPointError, match="not finite"):
-        coder.encode(torch.full((1, 32, 4, 4), float("nan")), [4.0])
-    with pytest.raises(ValueError, match=r"y must be \[B, H, W, 32\].*got \[1, 4, 4, 31\]"):
-        coder.encode(torch.zeros(1, 31, 4, 4), [4.0])
-    with pytest.raises(ValueError, match="height must be a multiple of 2, got 5"):
-        coder.encode(torch.zeros(1, 32, 5, 4), [4.0])
+        coder.encode(torch.full((1, m, 4, 4), float("nan")), [4.0])
+    with pytest.raises(ValueError, match=rf"y must be \[B, H, W, {m}\].*got \[1, 4, 4, {m - 1}\]"):
+        coder.encode(torch.zeros(1, m - 1, 4, 4), [4.0])
+    with pytest.raises(ValueError, match="height must be a multiple of 2, .* got 5"):
+        coder.encode(torch.zeros(1, m, 5, 4), [4.0])
     with pytest.raises(ValueError, match="tiles must be 1, got 2"):
         coder.decode([[CodedTile(b"", 0)] * 2], (4, 4), [4.0])
 

@@ -76,7 +76,8 @@ def test_training_form_and_coding_form_agree(config: Config) -> None:
 def test_predictions_depend_on_earlier_groups_only() -> None:
     config = get_config("tiny")
     context = random_model(config).latent_codec.context
-    groups = torch.randn(1, config.num_groups, 5, 6, 16)
+    channels = config.latent_channels // config.slices
+    groups = torch.randn(1, config.num_groups, 5, 6, channels)
     psi = torch.randn(1, config.num_groups, 5, 6, config.width)
     quality = torch.tensor([2.0])
     with torch.no_grad():
@@ -268,12 +269,13 @@ def test_strings_say_their_quality_and_checksum(tiny_model: GroupedMixer) -> Non
 
 def test_the_latent_comes_back_within_half_a_step() -> None:
     """On unexported gains of a power of two everything between y and y_hat is a rounding."""
-    codec = random_model(dataclasses.replace(get_config("tiny"), lrp=False)).latent_codec
+    config = dataclasses.replace(get_config("tiny"), lrp=False)
+    codec = random_model(config).latent_codec
     with torch.no_grad():
         codec.gain.fill_(2.0)
         codec.inverse_gain.fill_(0.5)
-        codec.context.head_bias[:, 16:] = 3.0  # nothing is skipped
-    y = torch.randn(1, 32, 6, 10) * 4
+        codec.context.head_bias[:, config.latent_channels // config.slices :] = 3.0  # none skipped
+    y = torch.randn(1, config.latent_channels, 6, 10) * 4
     out = codec.eval().compress(y)
     back = codec.decompress(**out)["y_hat"]
     assert torch.equal(back, out["y_hat"])
@@ -348,10 +350,11 @@ def test_quality_out_of_range(tiny_model: GroupedMixer, quality: float) -> None:
 def test_eval_form_is_what_is_coded(tiny_model: GroupedMixer, raw_scale: float) -> None:
     """Same symbols (but for a rounding that falls the other way in float32), same bytes."""
     model = copy.deepcopy(tiny_model)
+    scales = slice(model.config.latent_channels // model.config.slices, None)
     with torch.no_grad():
         # sigma about 12, where hardly anything escapes, or around the skip threshold
-        model.latent_codec.context.head_bias[:, 16:] = raw_scale
-        model.latent_codec.context.head[:, 16:] *= 0.2
+        model.latent_codec.context.head_bias[:, scales] = raw_scale
+        model.latent_codec.context.head[:, scales] *= 0.2
     model = export_weights(model, "w").model()
     torch.manual_seed(1)
     x = torch.nn.functional.interpolate(torch.rand(1, 3, 24, 24), (384, 384), mode="bicubic")
@@ -367,7 +370,7 @@ def test_eval_form_is_what_is_coded(tiny_model: GroupedMixer, raw_scale: float) 
     else:
         ideal = sum(-p.log2().sum().item() for p in out["likelihoods"].values()) / 8
         assert skipped == 0
-        assert ideal > 5000
+        assert ideal > 3000
         assert abs(len(coded["strings"][0][0]) / ideal - 1) < 0.01
 
 

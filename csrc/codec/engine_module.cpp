@@ -8,6 +8,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <cmath>
+#include <map>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -96,14 +99,19 @@ class Engine {
          const TableArrays& y_tables, const TableArrays& z_tables) {
     groupedmixer::WeightMap map;
     for (const auto& [name, array] : weights) {
-      map.add(name, {array.shape(), array.shape() + array.ndim()}, array.data());
+      const float* values = array.data();
+      if (!std::all_of(values, values + array.size(), [](float v) { return std::isfinite(v); })) {
+        throw std::invalid_argument(name + " must be finite, got NaN or infinity");
+      }
+      map.add(name, {array.shape(), array.shape() + array.ndim()}, values);
     }
     codec::LatentSizes sizes;
     sizes.latent_channels = latent_channels;
     sizes.hyper_width = hyper_width;
     sizes.hyper_channels = hyper_channels;
-    sizes.mixer = {slices, patch.first, patch.second, latent_channels / slices,
-                   width,  layers,      lrp,          {}};
+    sizes.mixer = {
+        slices, patch.first, patch.second, latent_channels / std::max<int64_t>(slices, 1),
+        width,  layers,      lrp,          {}};
     for (const auto& [slice, row, column] : order)
       sizes.mixer.order.push_back({slice, row, column});
     latent_coder_ = std::make_unique<codec::LatentCoder>(map, sizes, make_tables(y_tables),

@@ -38,13 +38,13 @@ ImageCoder::Size ImageCoder::latent_size(int64_t height, int64_t width) const {
 CodedLatent ImageCoder::encode(const uint8_t* rgb, int64_t height, int64_t width,
                                const Settings& settings, float* y_hat, StageTimes& times) const {
   const Size latent = latent_size(height, width);
+  const auto threads = static_cast<int>(std::min<int64_t>(settings.threads, latent.height));
   const auto start = Clock::now();
   const ArenaPool::Lease arena(arenas_);
   float* y = arena->take<float>(latent.height * latent.width * latent_channels_);
   const size_t mark = arena->mark();
-  float* scratch =
-      arena->take<float>(g_a_.scratch_size(settings.threads, latent.height, latent.width));
-  run_team(settings.threads, [&](const Member& member) {
+  float* scratch = arena->take<float>(g_a_.scratch_size(threads, latent.height, latent.width));
+  run_team(threads, [&](const Member& member) {
     g_a_.run(member, rgb, height, width, latent.height, latent.width, y, scratch);
   });
   arena->release(mark);
@@ -63,6 +63,12 @@ void ImageCoder::decode(std::vector<TileView> tiles, int64_t height, int64_t wid
                                 " x " + std::to_string(height) + " pixels, and not empty");
   }
   const Size latent = latent_size(height, width);
+  const int64_t count = latent_coder_.count_tiles(latent.height, latent.width, settings.tile);
+  if (count != static_cast<int64_t>(tiles.size())) {
+    throw std::invalid_argument("tiles must be " + std::to_string(count) + ", got " +
+                                std::to_string(tiles.size()));
+  }
+  const auto threads = static_cast<int>(std::min<int64_t>(settings.threads, latent.height));
   constexpr int64_t kStride = transform::kLatentStride;
   const int64_t top = region.top / kStride - reach_, left = region.left / kStride - reach_;
   const transform::Grid seen = {top, left,
@@ -70,7 +76,7 @@ void ImageCoder::decode(std::vector<TileView> tiles, int64_t height, int64_t wid
                                 transform::ceil_div(region.right, kStride) + reach_ - left};
   std::vector<bool> wanted =
       latent_coder_.tiles_in(seen, latent.height, latent.width, settings.tile);
-  for (size_t i = 0; i < std::min(tiles.size(), wanted.size()); ++i) tiles[i].wanted = wanted[i];
+  for (size_t i = 0; i < tiles.size(); ++i) tiles[i].wanted = wanted[i];
   const ArenaPool::Lease arena(arenas_);
   float* y_hat = arena->take<float>(latent.height * latent.width * latent_channels_);
   latent_coder_.decode({std::move(tiles)}, latent.height, latent.width, {settings}, y_hat, times);
@@ -78,8 +84,8 @@ void ImageCoder::decode(std::vector<TileView> tiles, int64_t height, int64_t wid
   const auto start = Clock::now();
   const AlignedVector gains = latent_coder_.inverse_gains(settings.quality);
   float* scratch =
-      arena->take<float>(g_s_.scratch_size(settings.threads, latent.height, latent.width, region));
-  run_team(settings.threads, [&](const Member& member) {
+      arena->take<float>(g_s_.scratch_size(threads, latent.height, latent.width, region));
+  run_team(threads, [&](const Member& member) {
     const Member::Range rows = member.share(latent.height);
     for (int64_t i = rows.begin * latent.width; i < rows.end * latent.width; ++i) {
       float* values = y_hat + i * latent_channels_;

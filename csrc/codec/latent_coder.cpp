@@ -3,6 +3,7 @@
 #include "codec/latent_coder.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <memory>
@@ -21,6 +22,10 @@ namespace {
 
 // Tiles that are worked on at once may take this much memory, as long as it is enough for one.
 constexpr int64_t kTileMemory = int64_t{1} << 30;
+
+// Latents along a tile's side, and along a picture's.
+constexpr int64_t kMaxTile = 1024;
+constexpr int64_t kMaxSide = int64_t{1} << 24;
 
 constexpr float kMinSymbol = -32768.0f;
 constexpr float kMaxSymbol = 32767.0f;
@@ -78,6 +83,41 @@ void require(bool condition, const std::string& message) {
   if (!condition) throw std::invalid_argument(message);
 }
 
+// Sizes that the rest relies on; returned so that it can be called ahead of the members'
+// constructors.
+const LatentSizes& checked(const LatentSizes& sizes) {
+  const mixer::MixerSizes& m = sizes.mixer;
+  const auto positive = [](const char* name, int64_t value) {
+    require(value >= 1, std::string(name) + " must be at least 1, got " + std::to_string(value));
+  };
+  positive("latent_channels", sizes.latent_channels);
+  positive("hyper_width", sizes.hyper_width);
+  positive("hyper_channels", sizes.hyper_channels);
+  positive("slices", m.slices);
+  positive("patch[0]", m.patch_h);
+  positive("patch[1]", m.patch_w);
+  positive("width", m.width);
+  positive("layers", m.layers);
+  require(sizes.latent_channels % m.slices == 0,
+          "latent_channels must be a multiple of slices = " + std::to_string(m.slices) + ", got " +
+              std::to_string(sizes.latent_channels));
+  require(m.width % strict::kHeadDim == 0,
+          "width must be a multiple of 32, got " + std::to_string(m.width));
+  require(std::max(m.patch_h, m.patch_w) <= kMaxTile,
+          "patch must be at most " + std::to_string(kMaxTile) + " either way");
+  std::vector<std::array<int64_t, 3>> order, all;
+  for (const mixer::Group& g : m.order) order.push_back({g.slice, g.row_phase, g.column_phase});
+  for (int64_t s = 0; s < m.slices; ++s) {
+    for (int64_t i = 0; i < m.patch_h; ++i) {
+      for (int64_t j = 0; j < m.patch_w; ++j) all.push_back({s, i, j});
+    }
+  }
+  std::sort(order.begin(), order.end());
+  require(order == all, "order must be a permutation of the " + std::to_string(all.size()) +
+                            " (slice, row phase, column phase) triples");
+  return sizes;
+}
+
 }  // namespace
 
 // A tile to code, and what becomes of it.
@@ -109,7 +149,7 @@ struct LatentCoder::TileRun {
 
 LatentCoder::LatentCoder(const WeightMap& weights, const LatentSizes& sizes,
                          entropy::Tables y_tables, entropy::Tables z_tables)
-    : sizes_(sizes),
+    : sizes_(checked(sizes)),
       y_tables_(std::move(y_tables)),
       z_tables_(std::move(z_tables)),
       h_a_(weights, "latent_codec.h_a.layers.", sizes.latent_channels, sizes.hyper_width,
@@ -148,14 +188,15 @@ void LatentCoder::check(int64_t height, int64_t width, const Settings& settings)
 
 int64_t LatentCoder::count_tiles(int64_t height, int64_t width, int64_t tile) const {
   const auto side = [](const char* name, int64_t value, int64_t multiple) {
-    require(value >= 1 && value % multiple == 0, std::string(name) + " must be a multiple of " +
-                                                     std::to_string(multiple) + ", got " +
-                                                     std::to_string(value));
+    require(value >= 1 && value <= kMaxSide && value % multiple == 0,
+            std::string(name) + " must be a multiple of " + std::to_string(multiple) +
+                ", at most 2^24, got " + std::to_string(value));
   };
   side("height", height, sizes_.mixer.patch_h);
   side("width", width, sizes_.mixer.patch_w);
-  require(tile >= std::max(sizes_.mixer.patch_h, sizes_.mixer.patch_w),
-          "tile must hold a patch, got " + std::to_string(tile));
+  require(tile >= std::max(sizes_.mixer.patch_h, sizes_.mixer.patch_w) && tile <= kMaxTile,
+          "tile must hold a patch and be at most " + std::to_string(kMaxTile) + ", got " +
+              std::to_string(tile));
   const Pitch pitch = tile_pitch(sizes_.mixer, tile);
   return transform::ceil_div(height, pitch.rows) * transform::ceil_div(width, pitch.columns);
 }
@@ -201,10 +242,11 @@ std::vector<int16_t> LatentCoder::encode_hyper(float* y, int64_t height, int64_t
   interpolate_levels(gain_.data(), m, settings.quality, gains.data());
   interpolate_levels(hyper_gain_.data(), n, settings.quality, hyper_gains.data());
   std::vector<int16_t> symbols(static_cast<size_t>(positions * n));
+  const auto threads = static_cast<int>(std::min<int64_t>(settings.threads, height));
   const ArenaPool::Lease arena(arenas_);
   float* z = arena->take<float>(positions * n);
-  float* scratch = arena->take<float>(h_a_.scratch_size(settings.threads, height, width));
-  run_team(settings.threads, [&](const Member& member) {
+  float* scratch = arena->take<float>(h_a_.scratch_size(threads, height, width));
+  run_team(threads, [&](const Member& member) {
     const Member::Range rows = member.share(height);
     for (int64_t i = rows.begin * width; i < rows.end * width; ++i) {
       for (int64_t c = 0; c < m; ++c) y[i * m + c] *= gains[static_cast<size_t>(c)];
@@ -367,6 +409,8 @@ StageTimes LatentCoder::run_tile(Arena& arena, int members, Job& job) const {
   const int64_t height = job.region.rows / sizes.patch_h;
   const int64_t width = job.region.columns / sizes.patch_w;
   const int64_t count = height * width * sizes.channels;  // of a group
+  const int64_t blocks = transform::ceil_div(height * width, strict::kTokenBlock);
+  members = static_cast<int>(std::min<int64_t>(members, blocks));  // more would find nothing to do
   TileRun run{};
   run.start = Clock::now();
   run.tile = mixer_.make_tile(arena, height, width, members);

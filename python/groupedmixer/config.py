@@ -155,7 +155,7 @@ class Config:
 CONFIGS = {
     config.name: config
     for config in (
-        Config("tiny", "patch", 32, (16, 32), (1, 1), 32, 8, 2, (2, 2), 32, 2, lrp=True),
+        Config("tiny", "patch", 8, (8, 16), (1, 1), 8, 4, 2, (2, 2), 32, 2, lrp=True),
         Config("rt", "patch", 256, (96, 192), (2, 4), 128, 64, 4, (2, 2), 128, 3),
         Config("fast", "elic", 320, (192, 192), (0, 0), 192, 192, 5, (1, 2), 256, 4),
         Config("base", "elic", 320, (192, 192), (0, 0), 192, 192, 10, (2, 2), 256, 6),

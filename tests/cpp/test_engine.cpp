@@ -1,0 +1,474 @@
+// SPDX-License-Identifier: MIT
+//
+// The coding loop under sanitizers: round trips of odd sizes with teams of any size, streams that
+// were tampered with, and the self-test that keeps inexact builds from coding. GROUPEDMIXER_ISA
+// chooses the variant that codes. Sources: all of the core (setup.py, core_objects).
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "codec/image_coder.h"
+#include "codec/latent_coder.h"
+#include "common/isa.h"
+#include "common/levels.h"
+#include "strict/kernels.h"
+#include "strict/self_test.h"
+
+namespace groupedmixer::strict {
+GROUPEDMIXER_DECLARE_VARIANTS(Kernels, strict_kernels)
+}  // namespace groupedmixer::strict
+
+using namespace groupedmixer;
+using codec::CodedLatent;
+using codec::LatentCoder;
+using codec::Settings;
+using codec::StageTimes;
+using codec::TileView;
+using strict::Kernels;
+
+namespace {
+
+#define CHECK(condition)                                                   \
+  do {                                                                     \
+    if (!(condition)) {                                                    \
+      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
+      std::exit(1);                                                        \
+    }                                                                      \
+  } while (false)
+
+using Random = std::mt19937;
+
+int64_t below(Random& random, size_t limit) { return static_cast<int64_t>(random() % limit); }
+
+// About normal, of this spread.
+std::vector<float> noise(Random& random, int64_t count, float spread) {
+  std::vector<float> numbers(static_cast<size_t>(count));
+  for (float& number : numbers) {
+    float sum = -2.0f;
+    for (int i = 0; i < 4; ++i) sum += static_cast<float>(random() >> 8) * 0x1p-24f;
+    number = sum * spread * 1.7f;
+  }
+  return numbers;
+}
+
+// ---- a small codec ------------------------------------------------------------------------------
+
+// Random weights under the names of weights files.
+class Weights {
+ public:
+  WeightMap map;
+
+  // A bias or table: its numbers are `middle` and a bit.
+  void add(const std::string& name, const std::vector<int64_t>& shape, float spread,
+           float middle = 0) {
+    int64_t count = 1;
+    for (const int64_t side : shape) count *= side;
+    std::vector<float> values = noise(random_, count, spread);
+    for (float& value : values) value += middle;
+    values_.push_back(std::move(values));
+    map.add(name, shape, values_.back().data());
+  }
+
+  void add_layer(const std::string& name, int64_t width, int64_t depth,
+                 const std::vector<int64_t>& sides = {}) {
+    std::vector<int64_t> shape = {width, depth};
+    int64_t taps = depth;
+    for (const int64_t side : sides) {
+      shape.push_back(side);
+      taps *= side;
+    }
+    add(name + ".weight", shape, 1 / std::sqrt(static_cast<float>(taps)));
+    add(name + ".bias", {width}, 0.3f);
+  }
+
+  void add_norm(const std::string& name, int64_t width) {
+    add(name + ".weight", {width}, 0.1f, 1);
+    add(name + ".bias", {width}, 0.3f);
+  }
+
+ private:
+  Random random_{1};
+  std::deque<std::vector<float>> values_;
+};
+
+constexpr int64_t kHyperWidth = 5, kHyperChannels = 3;
+constexpr transform::PatchSizes kPatch = {6, 7, 9, 1, 1};
+
+codec::LatentSizes sizes_of(int64_t slices, int64_t patch_h, int64_t patch_w, bool lrp,
+                            int64_t layers) {
+  mixer::MixerSizes mixer = {slices, patch_h, patch_w, kPatch.latent_channels / slices,
+                             32,     layers,  lrp,     {}};
+  for (int64_t slice = slices; slice-- > 0;) {
+    for (int64_t i = 0; i < patch_h; ++i) {
+      for (int64_t j = 0; j < patch_w; ++j) mixer.order.push_back({slice, i, j});
+    }
+  }
+  return {kPatch.latent_channels, kHyperWidth, kHyperChannels, mixer};
+}
+
+// Of `tables` tables from narrow to wide: a peak of all that is left over a floor of ones.
+entropy::Tables make_tables(int64_t tables) {
+  std::vector<uint16_t> counts;
+  std::vector<int32_t> sizes, offsets;
+  for (int32_t i = 0; i < tables; ++i) {
+    const int32_t reach = 1 + 2 * i, size = 2 * reach + 2;
+    sizes.push_back(size);
+    offsets.push_back(-reach);
+    for (int32_t slot = 0; slot < size; ++slot) {
+      counts.push_back(static_cast<uint16_t>(slot == reach ? entropy::kTotal - size + 1 : 1));
+    }
+  }
+  return entropy::Tables(counts.data(), static_cast<int64_t>(counts.size()), sizes.data(),
+                         offsets.data(), tables);
+}
+
+constexpr int64_t kTables = 6;
+
+void add_blocks(Weights& weights, const std::string& prefix, int64_t first, int64_t count,
+                int64_t width) {
+  for (int64_t i = 0; i < count; ++i) {
+    const std::string name = prefix + std::to_string(first + i);
+    weights.add_layer(name + ".spatial.0", width, width, {1, 1});
+    weights.add_layer(name + ".spatial.2", width, 1, {3, 3});
+    weights.add_layer(name + ".spatial.3", width, width, {1, 1});
+    weights.add_layer(name + ".pointwise.0", 2 * width, width, {1, 1});
+    weights.add_layer(name + ".pointwise.2", width, 2 * width, {1, 1});
+  }
+}
+
+Weights make_weights(const codec::LatentSizes& sizes) {
+  const mixer::MixerSizes& mixer = sizes.mixer;
+  const int64_t m = sizes.latent_channels, n = kHyperWidth, d = mixer.width, c = mixer.channels;
+  const int64_t groups = mixer.groups(), slices = mixer.slices;
+  Weights w;
+  const std::string codec = "latent_codec.", context = codec + "context.";
+  w.add(codec + "gain", {kLevels, m}, 0.1f, 2);
+  w.add(codec + "inverse_gain", {kLevels, m}, 0.1f, 0.5f);
+  w.add(codec + "hyper_gain", {kLevels, kHyperChannels}, 0.1f, 1);
+  w.add(codec + "hyper_inverse_gain", {kLevels, kHyperChannels}, 0.1f, 1);
+  w.add(codec + "z_medians", {kHyperChannels}, 0.3f);
+  w.add(codec + "thresholds", {kTables - 1}, 0.5f);
+  w.add_layer(codec + "h_a.layers.0", n, m, {3, 3});
+  w.add_layer(codec + "h_a.layers.2", n, n, {3, 3});
+  w.add_layer(codec + "h_a.layers.4", kHyperChannels, n, {3, 3});
+  w.add_layer(codec + "h_s.layers.0.0", 4 * n, kHyperChannels, {3, 3});
+  w.add_layer(codec + "h_s.layers.2.0", 4 * n, n, {3, 3});
+  w.add_layer(codec + "h_s.layers.4", d, n, {1, 1});
+  w.add(context + "start", {c}, 1);
+  w.add(context + "embed_y", {slices, d, c}, 0.5f);
+  w.add(context + "embed_y_bias", {slices, d}, 0.3f);
+  w.add(context + "embed_hyper", {slices, d, d}, 0.2f);
+  w.add(context + "embed_hyper_bias", {slices, d}, 0.3f);
+  w.add(context + "embed_group", {groups, d}, 0.3f);
+  w.add(context + "embed_level", {kLevels, d}, 0.3f);
+  for (int64_t i = 0; i < mixer.layers; ++i) {
+    const std::string block = context + "blocks." + std::to_string(i) + ".";
+    for (const char* part : {"inner", "cross"}) {
+      w.add_norm(block + part + ".norm", d);
+      w.add_layer(block + part + ".qkv", 3 * d, d);
+      w.add_layer(block + part + ".proj", d, d);
+    }
+    w.add(block + "inner.relative_bias", {mixer.heads(), 15 * 15}, 0.5f);
+    w.add(block + "cross.step_bias", {mixer.heads(), groups, groups}, 0.5f);
+    w.add_norm(block + "mlp.0", d);
+    w.add_layer(block + "mlp.1", 4 * d, d);
+    w.add_layer(block + "mlp.3", d, 4 * d);
+  }
+  w.add_norm(context + "norm", d);
+  w.add(context + "head", {slices, 2 * c, d}, 0.2f);
+  w.add(context + "head_bias", {slices, 2 * c}, 0.5f);
+  if (mixer.lrp) {
+    w.add(context + "lrp", {slices, c, d + c}, 0.2f);
+    w.add(context + "lrp_bias", {slices, c}, 0.3f);
+  }
+  const int64_t wide = kPatch.wide, narrow = kPatch.narrow;
+  w.add_layer("g_a.linear", m, 3 * 256, {1, 1});
+  w.add_layer("g_a.network.1", wide, 3 * 64, {1, 1});
+  add_blocks(w, "g_a.network.", 2, 1, wide);
+  w.add_layer("g_a.network.4", narrow, 4 * wide, {1, 1});
+  add_blocks(w, "g_a.network.", 5, 1, narrow);
+  w.add_layer("g_a.network.6", m, narrow, {1, 1});
+  w.add_layer("g_s.linear", 3 * 256, m, {1, 1});
+  w.add_layer("g_s.network.0", narrow, m, {1, 1});
+  add_blocks(w, "g_s.network.", 1, 1, narrow);
+  w.add_layer("g_s.network.2", 4 * wide, narrow, {1, 1});
+  add_blocks(w, "g_s.network.", 4, 1, wide);
+  w.add_layer("g_s.network.5", 3 * 64, wide, {1, 1});
+  return w;
+}
+
+// ---- round trips --------------------------------------------------------------------------------
+
+struct Coded {
+  CodedLatent latent;
+  std::vector<float> y_hat;
+};
+
+Coded encode(const LatentCoder& coder, std::vector<float> y, int64_t height, int64_t width,
+             const Settings& settings) {
+  Coded coded;
+  coded.y_hat.resize(y.size(), NAN);
+  StageTimes times;
+  coded.latent = std::move(
+      coder.encode(y.data(), 1, height, width, {settings}, coded.y_hat.data(), times).front());
+  return coded;
+}
+
+std::vector<TileView> views(const CodedLatent& latent) {
+  std::vector<TileView> tiles;
+  for (const codec::CodedTile& tile : latent.tiles) {
+    tiles.push_back({tile.stream.data(), tile.stream.size(), tile.checksum, true});
+  }
+  return tiles;
+}
+
+std::vector<float> decode(const LatentCoder& coder, const std::vector<TileView>& tiles,
+                          int64_t height, int64_t width, const Settings& settings) {
+  std::vector<float> y_hat(static_cast<size_t>(height * width * coder.sizes().latent_channels),
+                           NAN);
+  StageTimes times;
+  coder.decode({tiles}, height, width, {settings}, y_hat.data(), times);
+  return y_hat;
+}
+
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+bool same_streams(const CodedLatent& a, const CodedLatent& b) {
+  bool same = a.tiles.size() == b.tiles.size();
+  for (size_t i = 0; same && i < a.tiles.size(); ++i) {
+    same = a.tiles[i].stream == b.tiles[i].stream && a.tiles[i].checksum == b.tiles[i].checksum;
+  }
+  return same;
+}
+
+void test_round_trips() {
+  struct Case {
+    int64_t slices, patch_h, patch_w, rows, columns;  // of the group grid
+    int64_t tile;
+    bool lrp;
+  };
+  for (const Case& one : {Case{2, 2, 2, 1, 1, 64, true}, Case{2, 2, 2, 3, 9, 64, true},
+                          Case{1, 1, 1, 13, 3, 8, false}, Case{3, 3, 1, 2, 17, 5, true},
+                          Case{6, 1, 2, 4, 3, 4, false}, Case{1, 9, 4, 2, 3, 64, true}}) {
+    const codec::LatentSizes sizes = sizes_of(one.slices, one.patch_h, one.patch_w, one.lrp, 2);
+    const Weights weights = make_weights(sizes);
+    const LatentCoder coder(weights.map, sizes, make_tables(kTables), make_tables(kHyperChannels));
+    const int64_t height = one.rows * one.patch_h, width = one.columns * one.patch_w;
+    const int64_t tile = std::max({one.tile, one.patch_h, one.patch_w});
+    Random random(3);
+    const std::vector<float> y = noise(random, height * width * sizes.latent_channels, 2.0f);
+    const Settings alone{777, 2, tile, 1};
+    const Coded coded = encode(coder, y, height, width, alone);
+    for (int threads = 1; threads <= 4; ++threads) {
+      const Settings settings{777, 2, tile, threads};
+      const Coded again = encode(coder, y, height, width, settings);
+      CHECK(same_streams(again.latent, coded.latent) && same_bits(again.y_hat, coded.y_hat));
+      CHECK(same_bits(decode(coder, views(coded.latent), height, width, settings), coded.y_hat));
+    }
+  }
+}
+
+void test_pictures() {
+  const codec::LatentSizes sizes = sizes_of(2, 2, 2, true, 1);
+  const Weights weights = make_weights(sizes);
+  const LatentCoder coder(weights.map, sizes, make_tables(kTables), make_tables(kHyperChannels));
+  const codec::ImageCoder images(weights.map, kPatch, coder);
+  Random random(4);
+  for (const auto& [height, width] : {std::pair<int64_t, int64_t>{1, 1}, {33, 150}}) {
+    std::vector<uint8_t> rgb(static_cast<size_t>(height * width * 3)), first;
+    for (uint8_t& sample : rgb) sample = static_cast<uint8_t>(random() >> 9);
+    for (int threads = 1; threads <= 3; ++threads) {
+      const Settings settings{1000, 0, 4, threads};
+      StageTimes times;
+      const CodedLatent coded = images.encode(rgb.data(), height, width, settings, nullptr, times);
+      std::vector<uint8_t> out(rgb.size());
+      images.decode(views(coded), height, width, settings, {0, 0, height, width}, false, out.data(),
+                    times);
+      if (threads == 1) first = out;
+      CHECK(out == first);
+      const int64_t top = height / 2, left = width / 3;
+      std::vector<uint8_t> part(static_cast<size_t>((height - top) * (width - left) * 3));
+      images.decode(views(coded), height, width, settings, {top, left, height, width}, false,
+                    part.data(), times);
+      for (int64_t i = top; i < height; ++i) {
+        const auto row = static_cast<size_t>((width - left) * 3);
+        CHECK(std::memcmp(part.data() + (i - top) * static_cast<int64_t>(row),
+                          first.data() + (i * width + left) * 3, row) == 0);
+      }
+    }
+  }
+}
+
+// ---- streams that were tampered with ------------------------------------------------------------
+
+// The checksum that a TileError found of this tile; -1 if it is about something else. (Of several
+// tiles at fault, any may be reported: threads race.)
+int64_t found_checksum(const std::string& message, size_t tile) {
+  const std::string before = "its checksum is ";
+  const size_t at = message.find(before);
+  if (message.find("tile " + std::to_string(tile)) != 0 || at == std::string::npos) return -1;
+  return std::atoll(message.c_str() + at + before.size());
+}
+
+// Every changed stream is an error. One that is a stream of something else decodes under the
+// checksum of that; it has to have been written by somebody who computed it.
+void test_tampering() {
+  const codec::LatentSizes sizes = sizes_of(2, 2, 2, true, 1);
+  const Weights weights = make_weights(sizes);
+  const LatentCoder coder(weights.map, sizes, make_tables(kTables), make_tables(kHyperChannels));
+  constexpr int64_t kHeight = 4, kWidth = 2;
+  Random random(5);
+  const std::vector<float> y = noise(random, kHeight * kWidth * sizes.latent_channels, 3.0f);
+  const Settings settings{500, 1, 2, 1};
+  const Coded coded = encode(coder, y, kHeight, kWidth, settings);
+  CHECK(coded.latent.tiles.size() == 2 && coded.latent.num_escaped > 0);
+  int repaired = 0;
+  for (int round = 0; round < 300; ++round) {
+    const auto tile = static_cast<size_t>(round % 2);
+    std::vector<uint8_t> stream = coded.latent.tiles[tile].stream;
+    const int64_t at = below(random, stream.size());
+    if (round % 5 == 0) {
+      stream.resize(static_cast<size_t>(at));
+    } else if (round % 5 == 1) {
+      stream.insert(stream.begin() + at, static_cast<uint8_t>(random()));
+    } else {
+      for (int flips = 0; flips < round % 5 - 1; ++flips) {
+        stream[static_cast<size_t>(below(random, stream.size()))] ^=
+            static_cast<uint8_t>(1 << below(random, 8));
+      }
+    }
+    if (stream == coded.latent.tiles[tile].stream) continue;
+    const Settings threads{500, 1, 2, 1 + round % 3};
+    std::vector<TileView> tiles = views(coded.latent);
+    // A copy of just this size, for reads beyond its end to be found.
+    const std::vector<uint8_t> exact(stream.begin(), stream.end());
+    tiles[tile].data = exact.data();
+    tiles[tile].size = exact.size();
+    int64_t found = -1;
+    try {
+      decode(coder, tiles, kHeight, kWidth, threads);
+      CHECK(!"a changed stream decoded");
+    } catch (const codec::TileError& error) {
+      found = found_checksum(error.what(), tile);
+    }
+    if (found < 0) continue;
+    tiles[tile].checksum = static_cast<uint32_t>(found);
+    try {
+      for (const float value : decode(coder, tiles, kHeight, kWidth, threads)) {
+        CHECK(std::isfinite(value));
+      }
+      ++repaired;
+    } catch (const codec::TileError& error) {
+      CHECK(tile == 0);  // whose z all tiles depend on
+      CHECK(std::string(error.what()).find("tile 1") == 0);
+    }
+  }
+  std::printf("%d changed streams were those of other latents\n", repaired);
+}
+
+// ---- the self-test ------------------------------------------------------------------------------
+
+Kernels of(Isa isa) {
+#if defined(__x86_64__)
+  if (isa == Isa::kAvx512) return strict::avx512::strict_kernels;
+  if (isa == Isa::kAvx2) return strict::avx2::strict_kernels;
+#endif
+  CHECK(isa == Isa::kScalar);
+  return strict::scalar::strict_kernels;
+}
+
+// Multiplications and additions in place of fused ones.
+void split_linear(const strict::LinearParams& p) {
+  strict::scalar::strict_kernels.linear(p);
+  if (p.activation != strict::Activation::kNone) return;
+  for (int64_t row = 0; row < p.rows; ++row) {
+    float sum = p.bias[0];
+    for (int64_t k = 0; k < p.depth; ++k) {
+      const float product = p.x[row * p.x_stride + k] * p.weight[k * strict::kPanel];
+      sum = sum + product;
+    }
+    p.out[row * p.out_stride] = sum;
+  }
+}
+
+void split_depthwise(const strict::DepthwiseParams& p) {
+  for (int64_t i = p.row_begin; i < p.row_end; ++i) {
+    for (int64_t j = 0; j < p.width; ++j) {
+      for (int64_t c = 0; c < p.channels; ++c) {
+        float sum = p.bias[c];
+        for (int64_t tap = 0; tap < 9; ++tap) {
+          const int64_t row = i + tap / 3 - 1, column = j + tap % 3 - 1;
+          const bool inside = row >= 0 && row < p.height && column >= 0 && column < p.width;
+          const float x = inside ? p.x[(row * p.width + column) * p.channels + c] : 0.0f;
+          const float product = x * p.weight[tap * p.channels + c];
+          sum = sum + product;
+        }
+        p.out[(i * p.width + j) * p.channels + c] = sum;
+      }
+    }
+  }
+}
+
+// An error of one unit in the last place of one number.
+void nudged_window(const strict::WindowAttentionParams& p) {
+  strict::scalar::strict_kernels.window_attention(p);
+  p.out[0] = std::nextafter(p.out[0], 2.0f);
+}
+void nudged_append(const strict::AppendAttentionParams& p) {
+  strict::scalar::strict_kernels.append_attention(p);
+  if (p.step == p.capacity - 1) p.out[0] = std::nextafter(p.out[0], 2.0f);
+}
+void nudged_compand(const strict::MapParams& p) {
+  strict::scalar::strict_kernels.compand(p);
+  p.out[p.count - 1] = std::nextafter(p.out[p.count - 1], 2.0f);
+}
+void nudged_leaky_relu(const strict::MapParams& p) {
+  strict::scalar::strict_kernels.leaky_relu(p);
+  p.out[p.count - 1] = std::nextafter(p.out[p.count - 1], 2.0f);
+}
+void nudged_half_tanh(const strict::MapParams& p) {
+  strict::scalar::strict_kernels.half_tanh(p);
+  p.out[p.count - 1] = std::nextafter(p.out[p.count - 1], 2.0f);
+}
+
+// One wrong kernel is enough.
+void test_self_test() {
+  for (const Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512}) {
+    if (isa_available(isa)) CHECK(strict::self_test(of(isa)) == strict::kSelfTestHash);
+  }
+  const auto fails = [](void (*spoil)(Kernels&)) {
+    Kernels kernels = strict::scalar::strict_kernels;
+    spoil(kernels);
+    return strict::self_test(kernels) != strict::kSelfTestHash;
+  };
+  CHECK(!fails([](Kernels&) {}));
+  CHECK(fails([](Kernels& k) { k.linear = split_linear; }));
+  CHECK(fails([](Kernels& k) { k.depthwise3x3 = split_depthwise; }));
+  CHECK(fails([](Kernels& k) { k.window_attention = nudged_window; }));
+  CHECK(fails([](Kernels& k) { k.append_attention = nudged_append; }));
+  CHECK(fails([](Kernels& k) { k.compand = nudged_compand; }));
+  CHECK(fails([](Kernels& k) { k.leaky_relu = nudged_leaky_relu; }));
+  CHECK(fails([](Kernels& k) { k.half_tanh = nudged_half_tanh; }));
+}
+
+}  // namespace
+
+int main() {
+  test_self_test();
+  test_round_trips();
+  test_pictures();
+  test_tampering();
+  std::printf("passed\n");
+  return 0;
+}
