@@ -5,17 +5,25 @@
     python benchmarks/bench_gemm.py --threads 1 --shapes 384x256x1024 12x256x256 --json out.json
 
 A shape is tokens x inputs x outputs. Each library computes x W^T + b in float32 in the layout it
-is fastest with, weights laid out beforehand. Before anything is timed, every result is compared
-with a product in float64. Calls are taken in turns; ratios are of medians.
+is fastest with, weights laid out beforehand, into an array that is there already (but for torch
+linear, which has no such form). Before anything is timed, every result is compared with a product
+in float64.
+
+Calls are taken in turns, and so is the peak: what neighbours on the same machine take away, they
+take from all alike. Medians are held against the peak's median and our median, bests against bests.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
+import shutil
 import statistics
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +31,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from _machine import MachinePeak, measure_peak
 from _timing import environment, interleaved, iqr
 from torch import Tensor
 
@@ -46,6 +53,40 @@ SHAPES = (
 # NumPy's BLAS reads its number of threads when it is loaded, so it must be in the environment.
 _BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
 
+# The multiply-adds of machine_peak.cpp for a few milliseconds, as one of the calls that take turns.
+_PEAK_SOURCE = """
+#define main machine_peak_main
+#include "machine_peak.cpp"
+extern "C" double fma_gflops_now(int threads) {
+  constexpr long kSteps = 1000000;
+  std::atomic<int> ready{0};
+  std::vector<double> rates(threads);
+  std::vector<std::thread> running;
+  for (int t = 0; t < threads; ++t) {
+    running.emplace_back([&, t] {
+      Vector state[kSums + 2];
+      for (Vector& v : state) v = Vector{} + 1.0f;
+      state[kSums] = state[kSums + 1] = Vector{} + 0.5f;
+      keep(state);
+      ready.fetch_add(1);
+      while (ready.load() < threads) std::this_thread::yield();
+      const auto start = Clock::now();
+      multiply_add(kSteps, state);
+      rates[t] = 2e-9 * kSums * kLanes * kSteps / seconds_since(start);
+      keep(state);
+    });
+  }
+  double sum = 0;
+  for (int t = 0; t < threads; ++t) {
+    running[t].join();
+    sum += rates[t];
+  }
+  return sum;
+}
+"""
+
+Peak = Callable[[], float]  # GFLOP/s of multiply-adds over all threads, now
+
 
 def main() -> int:
     args = _arguments()
@@ -57,17 +98,16 @@ def main() -> int:
         sys.exit("groupedmixer_ext.ops has no linear: run `pip install .` in the source tree")
     torch.set_num_threads(threads)
     try:
-        peak = None if args.no_peak else measure_peak(threads)
+        peak = None if args.no_peak else compile_peak(threads)
     except RuntimeError as error:
         sys.exit(f"{error}\n--no-peak leaves the machine's peak out")
 
     facts = environment("cpu")
-    if peak is not None:
-        facts |= {"fma_gflops": peak.fma_gflops, "fma_gflops_1": peak.fma_gflops_1}
     print("  ".join(f"{key}={value}" for key, value in facts.items()))
+    print(f"{'':>39} {'us':^26} {'of FMA peak':^13} {'x ours':^13}")
     print(
-        f"{'tokens x K x N':>16} {'op':>22} {'median us':>10} {'best us':>9} {'iqr':>7} "
-        f"{'GFLOP/s':>8} {'of peak':>8} {'x ours':>7}"
+        f"{'tokens x K x N':>16} {'op':>22} {'median':>8} {'p10':>8} {'best':>8} "
+        f"{'median':>6} {'best':>6} {'median':>6} {'best':>6} {'GFLOP/s':>8}"
     )
     runs = []
     for shape in args.shapes:
@@ -103,6 +143,32 @@ def _shape(text: str) -> tuple[int, int, int]:
     return tokens, inputs, outputs
 
 
+def compile_peak(threads: int) -> Peak:
+    """RuntimeError if there is no C++ compiler (``$CXX``, ``c++``), or it fails."""
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
+    if compiler is None:
+        raise RuntimeError(
+            "measuring the machine's peak needs a C++ compiler: install g++ or clang, or name one "
+            "in CXX"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / "peak.so"
+        flags = ("-O3", "-march=native", "-std=gnu++17", "-pthread", "-shared", "-fPIC", "-w")
+        source = ("-x", "c++", f"-I{Path(__file__).parent}", "-")
+        result = subprocess.run(
+            [*compiler.split(), *flags, *source, "-o", str(library)],
+            input=_PEAK_SOURCE,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if result.returncode:
+            raise RuntimeError(f"{compiler} failed:\n{result.stderr.strip()}")
+        measure = ctypes.CDLL(str(library)).fma_gflops_now
+    measure.restype = ctypes.c_double
+    return lambda: float(measure(threads))
+
+
 def calls(
     x: Tensor,  # [T, K] float32
     weight: Tensor,  # [N, K] float32
@@ -121,7 +187,7 @@ def calls(
         return out_np
 
     return {
-        "groupedmixer": lambda: ops.linear(x, packed, bias),
+        "groupedmixer": lambda: ops.linear(x, packed, bias, out=out),
         "torch linear": lambda: F.linear(x, weight, bias),
         "torch addmm [K, N]": lambda: torch.addmm(bias, x, turned, out=out),
         "torch mm, no bias": lambda: torch.mm(x, turned, out=out),
@@ -154,7 +220,7 @@ def check(
 
 @torch.inference_mode()
 def _measure(
-    shape: tuple[int, int, int], rounds: int, threads: int, peak: MachinePeak | None
+    shape: tuple[int, int, int], rounds: int, threads: int, peak: Peak | None
 ) -> list[dict[str, Any]]:
     tokens, inputs, outputs = shape
     generator = torch.Generator().manual_seed(0)
@@ -164,33 +230,48 @@ def _measure(
     ways = calls(x, weight, bias)
     for name, call in ways.items():
         check(name, call(), x, weight, bias)
-    samples = interleaved(ways, rounds)
-    ours = statistics.median(samples["groupedmixer"])
+    operations = 2e-6 * tokens * inputs * outputs  # rates are per millisecond: GFLOP/s
+    peaks: list[float] = []
+    if peak is None:
+        samples = interleaved(ways, rounds)
+    else:
+        samples = interleaved({**ways, "peak": lambda: peaks.append(peak())}, rounds)
+        del samples["peak"]
+    ours = samples["groupedmixer"]
     runs = []
     for name, values in samples.items():
-        median = statistics.median(values)
-        gflops = 2e-6 * tokens * inputs * outputs / median
-        share = None if peak is None else gflops / peak.fma_gflops
-        runs.append(
-            {
-                "op": name,
-                "tokens": tokens,
-                "inputs": inputs,
-                "outputs": outputs,
-                "threads": threads,
-                "median_ms": median,
-                "best_ms": min(values),
-                "iqr_ms": iqr(values),
-                "repeats": len(values),
-                "gflops": gflops,
-                "share_of_peak": share,
-                "times_ours": median / ours,
-            }
-        )
+        median, best = statistics.median(values), min(values)
+        run = {
+            "op": name,
+            "tokens": tokens,
+            "inputs": inputs,
+            "outputs": outputs,
+            "threads": threads,
+            "median_ms": median,
+            "p10_ms": statistics.quantiles(values, n=10, method="inclusive")[0],
+            "best_ms": best,
+            "iqr_ms": iqr(values),
+            "repeats": len(values),
+            "gflops": operations / median,
+            "peak_gflops": statistics.median(peaks) if peaks else None,
+            "best_peak_gflops": max(peaks, default=None),
+            "share_of_peak": operations / median / statistics.median(peaks) if peaks else None,
+            "best_share_of_peak": operations / best / max(peaks) if peaks else None,
+            "times_ours": median / statistics.median(ours),
+            "best_times_ours": best / min(ours),
+        }
+        runs.append(run)
+        shares = (run["share_of_peak"], run["best_share_of_peak"])
+        cells = " ".join(f"{'' if share is None else f'{share:.0%}':>6}" for share in shares)
         print(
-            f"{f'{tokens}x{inputs}x{outputs}':>16} {name:>22} {1e3 * median:>10.1f} "
-            f"{1e3 * min(values):>9.1f} {1e3 * iqr(values):>7.1f} {gflops:>8.1f} "
-            f"{'' if share is None else f'{100 * share:.0f} %':>8} {median / ours:>7.2f}"
+            f"{f'{tokens}x{inputs}x{outputs}':>16} {name:>22} {1e3 * median:>8.1f} "
+            f"{1e3 * run['p10_ms']:>8.1f} {1e3 * best:>8.1f} {cells} "
+            f"{run['times_ours']:>6.2f} {run['best_times_ours']:>6.2f} {run['gflops']:>8.1f}"
+        )
+    if peaks:
+        print(
+            f"{f'{tokens}x{inputs}x{outputs}':>16} {'FMA peak':>22} GFLOP/s: "
+            f"median {statistics.median(peaks):.1f}, best {max(peaks):.1f}"
         )
     return runs
 

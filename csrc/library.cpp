@@ -19,18 +19,15 @@ STABLE_TORCH_LIBRARY(groupedmixer, m) {
   m.def("pack_weight(Tensor weight) -> Tensor packed");
   m.def(
       "linear(Tensor x, Tensor packed, Tensor bias, str activation, Tensor? residual,"
-      " Tensor? norm_weight, Tensor? norm_bias, int threads) -> Tensor y");
-  m.def("layer_norm(Tensor x, Tensor weight, Tensor bias, int threads) -> Tensor y");
+      " Tensor? norm_weight, Tensor? norm_bias) -> Tensor y");
   m.def(
-      "conv3x3(Tensor x, Tensor packed, Tensor bias, int stride, str activation, int threads)"
-      " -> Tensor y");
-  m.def("depthwise3x3(Tensor x, Tensor weight, Tensor bias, int threads) -> Tensor y");
-  m.def(
-      "window_attention(Tensor qkv, Tensor relative_bias, bool shifted, int threads)"
-      " -> Tensor out");
-  m.def(
-      "append_attention(Tensor qkv, Tensor(a!) cache, Tensor step_bias, int step, int threads)"
-      " -> Tensor out");
+      "linear_into(Tensor x, Tensor packed, Tensor bias, str activation, Tensor? residual,"
+      " Tensor? norm_weight, Tensor? norm_bias, Tensor(a!) out) -> ()");
+  m.def("layer_norm(Tensor x, Tensor weight, Tensor bias) -> Tensor y");
+  m.def("conv3x3(Tensor x, Tensor packed, Tensor bias, int stride, str activation) -> Tensor y");
+  m.def("depthwise3x3(Tensor x, Tensor weight, Tensor bias) -> Tensor y");
+  m.def("window_attention(Tensor qkv, Tensor relative_bias, bool shifted) -> Tensor out");
+  m.def("append_attention(Tensor qkv, Tensor(a!) cache, Tensor step_bias, int step) -> Tensor out");
   m.def("compand(Tensor x) -> Tensor y");
   m.def("leaky_relu(Tensor x) -> Tensor y");
   m.def("add_half_tanh(Tensor y_hat, Tensor x) -> Tensor sum");

@@ -5,8 +5,9 @@ They give the same bits on every instruction set, with any number of threads and
 CUDA variant, on every device. `reference` holds the same functions in plain PyTorch and NumPy.
 
 - `quantize_group`, `scale_indexes`, `dequantize_group`: on the CPU and, where built, on CUDA
-- the layers, `pack_weight` to `add_half_tanh`: docs/numerics.md on the CPU. Infinity and NaN are
-  not looked for, and what comes of them is not defined.
+- the layers, `pack_weight` to `add_half_tanh`: docs/numerics.md on the CPU, on PyTorch's threads:
+  ``torch.get_num_threads()`` of them, or less where there is little to do. Infinity and NaN are not
+  looked for, and what comes of them is not defined.
 
 None of them has a gradient, and tensors that would need one are an error: call them under
 ``torch.no_grad()``, or with ``tensor.detach()``.
@@ -88,26 +89,27 @@ def isa_available(name: str) -> bool:
 
 def _require_usable(**tensors: Tensor) -> None:
     for name, tensor in tensors.items():
-        if tensor.requires_grad and torch.is_grad_enabled():
-            raise RuntimeError(
-                f"{name} must not require grad, as the operator has no gradient; call it under "
-                f"torch.no_grad() or with {name}.detach()"
-            )
+        _require_no_grad(name, tensor)
         if tensor.is_cuda:
             _require_cuda(name)
 
 
 def _require_on_cpu(**tensors: Tensor | None) -> None:
     """For operators that have no CUDA variant."""
-    given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-    for name, tensor in given.items():
-        if tensor.device.type != "cpu":
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if not tensor.is_cpu:
             raise RuntimeError(f"{name} must be on the CPU, got {tensor.device}")
-    _require_usable(**given)
+        _require_no_grad(name, tensor)
 
 
-def _thread_count(threads: int | None) -> int:
-    return torch.get_num_threads() if threads is None else threads
+def _require_no_grad(name: str, tensor: Tensor) -> None:
+    if tensor.requires_grad and torch.is_grad_enabled():
+        raise RuntimeError(
+            f"{name} must not require grad, as the operator has no gradient; call it under "
+            f"torch.no_grad() or with {name}.detach()"
+        )
 
 
 def _require_cuda(name: str) -> None:
@@ -260,7 +262,7 @@ def linear(
     activation: str = "none",
     residual: Tensor | None = None,  # [..., N] float32
     norm: tuple[Tensor, Tensor] | None = None,  # [K] and [K] float32
-    threads: int | None = None,
+    out: Tensor | None = None,  # [..., N] float32
 ) -> Tensor:
     """A linear layer: ``activation(dot(norm(x), weight, bias)) + residual``.
 
@@ -277,12 +279,14 @@ def linear(
     norm : pair of float32 tensors, contiguous  # [K] and [K]
         Weight and bias of a `layer_norm` ahead of the layer; K is a multiple of 32 then. Default:
         none.
-    threads : int
-        At most so many work on it. Default: ``torch.get_num_threads()``.
+    out : float32 tensor, contiguous  # [..., N]
+        Updated in place: receives y. It may be ``residual`` itself, and must not overlap any other
+        argument. Autograd does not see the update. Default: a new tensor.
 
     Returns
     -------
     y : float32 tensor  # [..., N]
+        ``out`` if there is one.
     """
     norm_weight, norm_bias = norm or (None, None)
     _require_on_cpu(
@@ -292,21 +296,19 @@ def linear(
         residual=residual,
         norm_weight=norm_weight,
         norm_bias=norm_bias,
+        out=out,
     )
-    return cast(
-        Tensor,
-        torch.ops.groupedmixer.linear.default(
-            x, packed, bias, activation, residual, norm_weight, norm_bias, _thread_count(threads)
-        ),
-    )
+    arguments = (x, packed, bias, activation, residual, norm_weight, norm_bias)
+    if out is not None:
+        torch.ops.groupedmixer.linear_into.default(*arguments, out)
+        return out
+    return cast(Tensor, torch.ops.groupedmixer.linear.default(*arguments))
 
 
 def layer_norm(
     x: Tensor,  # [..., d] float32
     weight: Tensor,  # [d] float32
     bias: Tensor,  # [d] float32
-    *,
-    threads: int | None = None,
 ) -> Tensor:
     """Layer norm of the last axis, with an epsilon of 1e-6.
 
@@ -314,18 +316,13 @@ def layer_norm(
     ----------
     x : float32 tensor, contiguous  # [..., d], d a multiple of 32
     weight, bias : float32 tensors, contiguous  # [d]
-    threads : int
-        As in `linear`.
 
     Returns
     -------
     y : float32 tensor  # [..., d]
     """
     _require_on_cpu(x=x, weight=weight, bias=bias)
-    return cast(
-        Tensor,
-        torch.ops.groupedmixer.layer_norm.default(x, weight, bias, _thread_count(threads)),
-    )
+    return cast(Tensor, torch.ops.groupedmixer.layer_norm.default(x, weight, bias))
 
 
 def conv3x3(
@@ -335,7 +332,6 @@ def conv3x3(
     *,
     stride: int = 1,
     activation: str = "none",
-    threads: int | None = None,
 ) -> Tensor:
     """A 3x3 convolution of an image whose channels come last, padded by one zero on all sides.
 
@@ -349,8 +345,6 @@ def conv3x3(
         1 or 2.
     activation : str
         As in `linear`.
-    threads : int
-        As in `linear`.
 
     Returns
     -------
@@ -359,9 +353,7 @@ def conv3x3(
     _require_on_cpu(x=x, packed=packed, bias=bias)
     return cast(
         Tensor,
-        torch.ops.groupedmixer.conv3x3.default(
-            x, packed, bias, stride, activation, _thread_count(threads)
-        ),
+        torch.ops.groupedmixer.conv3x3.default(x, packed, bias, stride, activation),
     )
 
 
@@ -369,8 +361,6 @@ def depthwise3x3(
     x: Tensor,  # [h, w, C] float32
     weight: Tensor,  # [9, C] float32
     bias: Tensor,  # [C] float32
-    *,
-    threads: int | None = None,
 ) -> Tensor:
     """A 3x3 convolution of each channel on its own, padded by one zero on all sides.
 
@@ -380,18 +370,13 @@ def depthwise3x3(
     weight : float32 tensor, contiguous  # [9, C]
         ``w.reshape(C, 9).t().contiguous()`` of a ``torch.nn.Conv2d`` of C groups.
     bias : float32 tensor, contiguous  # [C]
-    threads : int
-        As in `linear`.
 
     Returns
     -------
     y : float32 tensor  # [h, w, C]
     """
     _require_on_cpu(x=x, weight=weight, bias=bias)
-    return cast(
-        Tensor,
-        torch.ops.groupedmixer.depthwise3x3.default(x, weight, bias, _thread_count(threads)),
-    )
+    return cast(Tensor, torch.ops.groupedmixer.depthwise3x3.default(x, weight, bias))
 
 
 def window_attention(
@@ -399,7 +384,6 @@ def window_attention(
     relative_bias: Tensor,  # [d / 32, 225] float32
     *,
     shifted: bool,
-    threads: int | None = None,
 ) -> Tensor:
     """Inner-group attention: of each position of a grid over those of its cell of 8x8.
 
@@ -412,8 +396,6 @@ def window_attention(
         at (i', j').
     shifted : bool
         Whether the lattice of cells goes through (4, 4) rather than (0, 0).
-    threads : int
-        As in `linear`.
 
     Returns
     -------
@@ -422,9 +404,7 @@ def window_attention(
     _require_on_cpu(qkv=qkv, relative_bias=relative_bias)
     return cast(
         Tensor,
-        torch.ops.groupedmixer.window_attention.default(
-            qkv, relative_bias, shifted, _thread_count(threads)
-        ),
+        torch.ops.groupedmixer.window_attention.default(qkv, relative_bias, shifted),
     )
 
 
@@ -469,7 +449,6 @@ def append_attention(
     step_bias: Tensor,  # [heads, G, G] float32
     *,
     step: int,
-    threads: int | None = None,
 ) -> Tensor:
     """Updates ``cache`` in place. Cross-group attention: of each token over its own past.
 
@@ -486,8 +465,6 @@ def append_attention(
         ``step_bias[head, step, i]`` is for keys of step i.
     step : int
         ``cache.steps_done``, below G.
-    threads : int
-        As in `linear`.
 
     Returns
     -------
@@ -500,9 +477,7 @@ def append_attention(
         raise RuntimeError(
             f"qkv must be [T, 3 d] with the cache's T = {cache.tokens}, got {list(qkv.shape)}"
         )
-    out = torch.ops.groupedmixer.append_attention.default(
-        qkv, cache.data, step_bias, step, _thread_count(threads)
-    )
+    out = torch.ops.groupedmixer.append_attention.default(qkv, cache.data, step_bias, step)
     cache.steps_done = step + 1
     return cast(Tensor, out)
 
@@ -585,35 +560,41 @@ def _linear_fake(
     residual: Tensor | None,
     norm_weight: Tensor | None,
     norm_bias: Tensor | None,
-    threads: int,
 ) -> Tensor:
     return x.new_empty(*x.shape[:-1], bias.shape[0])
 
 
-def _layer_norm_fake(x: Tensor, weight: Tensor, bias: Tensor, threads: int) -> Tensor:
+def _linear_into_fake(
+    x: Tensor,
+    packed: Tensor,
+    bias: Tensor,
+    activation: str,
+    residual: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    out: Tensor,
+) -> None:
+    pass
+
+
+def _layer_norm_fake(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 
-def _conv3x3_fake(
-    x: Tensor, packed: Tensor, bias: Tensor, stride: int, activation: str, threads: int
-) -> Tensor:
+def _conv3x3_fake(x: Tensor, packed: Tensor, bias: Tensor, stride: int, activation: str) -> Tensor:
     height, width = ((side + stride - 1) // stride for side in x.shape[:2])
     return x.new_empty(height, width, bias.shape[0])
 
 
-def _depthwise3x3_fake(x: Tensor, weight: Tensor, bias: Tensor, threads: int) -> Tensor:
+def _depthwise3x3_fake(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 
-def _window_attention_fake(
-    qkv: Tensor, relative_bias: Tensor, shifted: bool, threads: int
-) -> Tensor:
+def _window_attention_fake(qkv: Tensor, relative_bias: Tensor, shifted: bool) -> Tensor:
     return qkv.new_empty(*qkv.shape[:2], 32 * relative_bias.shape[0])
 
 
-def _append_attention_fake(
-    qkv: Tensor, cache: Tensor, step_bias: Tensor, step: int, threads: int
-) -> Tensor:
+def _append_attention_fake(qkv: Tensor, cache: Tensor, step_bias: Tensor, step: int) -> Tensor:
     return qkv.new_empty(qkv.shape[0], 32 * step_bias.shape[0])
 
 
@@ -630,6 +611,7 @@ torch.library.register_fake("groupedmixer::scale_indexes", _scale_indexes_fake)
 torch.library.register_fake("groupedmixer::dequantize_group", _dequantize_group_fake)
 torch.library.register_fake("groupedmixer::pack_weight", _pack_weight_fake)
 torch.library.register_fake("groupedmixer::linear", _linear_fake)
+torch.library.register_fake("groupedmixer::linear_into", _linear_into_fake)
 torch.library.register_fake("groupedmixer::layer_norm", _layer_norm_fake)
 torch.library.register_fake("groupedmixer::conv3x3", _conv3x3_fake)
 torch.library.register_fake("groupedmixer::depthwise3x3", _depthwise3x3_fake)

@@ -6,6 +6,8 @@ the twins against exact arithmetic and PyTorch.
 """
 
 import ctypes
+import math
+import os
 import platform
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -62,10 +64,10 @@ KINDS = ("plain", "wild", "small", "huge", "zeros")
 
 
 class Case(NamedTuple):
-    """A call of an operator with a number of threads, and what the reference says."""
+    """A call of an operator, and what the reference says."""
 
     name: str
-    call: Callable[[int], Tensor]
+    call: Callable[[], Tensor]
     expected: Tensor
 
 
@@ -110,7 +112,7 @@ def linear_cases() -> Iterator[Case]:
     for rows in range(41):
         yield Case(
             f"linear of {rows} rows",
-            lambda threads, x=x[:rows]: ops.linear(x, packed, bias, threads=threads),
+            lambda x=x[:rows]: ops.linear(x, packed, bias),
             expected[:rows],
         )
 
@@ -128,14 +130,8 @@ def linear_case(
     packed = reference.pack_weight(weight)
     return Case(
         name,
-        lambda threads: ops.linear(
-            x,
-            ops.pack_weight(weight),
-            bias,
-            activation=activation,
-            residual=residual,
-            norm=norm,
-            threads=threads,
+        lambda: ops.linear(
+            x, ops.pack_weight(weight), bias, activation=activation, residual=residual, norm=norm
         ),
         reference.linear(x, packed, bias, activation=activation, residual=residual, norm=norm),
     )
@@ -149,7 +145,7 @@ def norm_cases() -> Iterator[Case]:
             norm = numbers.plain(width), numbers.plain(width)
             yield Case(
                 f"layer norm {rows}x{width} {kind}",
-                lambda threads, x=x, norm=norm: ops.layer_norm(x, *norm, threads=threads),
+                lambda x=x, norm=norm: ops.layer_norm(x, *norm),
                 reference.layer_norm(x, *norm),
             )
         x = numbers.plain(rows, width) + 100
@@ -183,8 +179,8 @@ def convolution_cases() -> Iterator[Case]:
             settings = {"stride": stride, "activation": activation}
             yield Case(
                 f"conv3x3 {height}x{width}x{channels} to {out_channels} by {stride}, {kind}",
-                lambda threads, x=x, weight=weight, bias=bias, settings=settings: ops.conv3x3(
-                    x, ops.pack_conv3x3(weight), bias, **settings, threads=threads
+                lambda x=x, weight=weight, bias=bias, settings=settings: ops.conv3x3(
+                    x, ops.pack_conv3x3(weight), bias, **settings
                 ),
                 reference.conv3x3(x, reference.pack_conv3x3(weight), bias, **settings),
             )
@@ -196,9 +192,7 @@ def convolution_cases() -> Iterator[Case]:
             x, weight, bias = make(height, width, channels), make(9, channels), make(channels)
             yield Case(
                 f"depthwise3x3 {height}x{width}x{channels} {kind}",
-                lambda threads, x=x, weight=weight, bias=bias: ops.depthwise3x3(
-                    x, weight, bias, threads=threads
-                ),
+                lambda x=x, weight=weight, bias=bias: ops.depthwise3x3(x, weight, bias),
                 reference.depthwise3x3(x, weight, bias),
             )
 
@@ -213,8 +207,8 @@ def window_cases() -> Iterator[Case]:
         for shifted in (False, True):
             yield Case(
                 f"window attention {height}x{width}, {heads} heads, {shifted=}, {kind}",
-                lambda threads, qkv=qkv, bias=bias, shifted=shifted: ops.window_attention(
-                    qkv, bias, shifted=shifted, threads=threads
+                lambda qkv=qkv, bias=bias, shifted=shifted: ops.window_attention(
+                    qkv, bias, shifted=shifted
                 ),
                 reference.window_attention(qkv, bias, shifted=shifted),
             )
@@ -233,19 +227,19 @@ def append_cases() -> Iterator[Case]:
             for step, step_qkv in enumerate(qkv)
         ]
 
-        def attended(threads: int, part=(tokens, heads, capacity), qkv=qkv, bias=bias) -> Tensor:
+        def attended(part=(tokens, heads, capacity), qkv=qkv, bias=bias) -> Tensor:
             cache = ops.KVCache(*part)
             return torch.stack(
                 [
-                    ops.append_attention(step_qkv, cache, bias, step=step, threads=threads)
+                    ops.append_attention(step_qkv, cache, bias, step=step)
                     for step, step_qkv in enumerate(qkv)
                 ]
             )
 
-        def kept(threads: int, part=(tokens, heads, capacity), qkv=qkv, bias=bias) -> Tensor:
+        def kept(part=(tokens, heads, capacity), qkv=qkv, bias=bias) -> Tensor:
             cache = ops.KVCache(*part)
             for step, step_qkv in enumerate(qkv):
-                ops.append_attention(step_qkv, cache, bias, step=step, threads=threads)
+                ops.append_attention(step_qkv, cache, bias, step=step)
             return tokens_first(cache)
 
         name = f"append attention {tokens}, {heads} heads, {capacity} steps, {kind}"
@@ -263,23 +257,21 @@ def element_cases() -> Iterator[Case]:
         numbers = Numbers(count)
         for kind in KINDS:
             x, y_hat = getattr(numbers, kind)(count), numbers.plain(count)
-            yield Case(
-                f"compand {count} {kind}", lambda _, x=x: ops.compand(x), reference.compand(x)
-            )
+            yield Case(f"compand {count} {kind}", lambda x=x: ops.compand(x), reference.compand(x))
             yield Case(
                 f"leaky_relu {count} {kind}",
-                lambda _, x=x: ops.leaky_relu(x),
+                lambda x=x: ops.leaky_relu(x),
                 reference.leaky_relu(x),
             )
             yield Case(
                 f"add_half_tanh {count} {kind}",
-                lambda _, x=x, y_hat=y_hat: ops.add_half_tanh(y_hat, x),
+                lambda x=x, y_hat=y_hat: ops.add_half_tanh(y_hat, x),
                 reference.add_half_tanh(y_hat, x),
             )
     # All of exp's intervals, and beyond.
     x = torch.linspace(-100, 100, 20011)
     zeros, one = torch.zeros_like(x), torch.zeros(1)
-    yield Case("tanh", lambda _: ops.add_half_tanh(zeros, x), reference.add_half_tanh(zeros, x))
+    yield Case("tanh", lambda: ops.add_half_tanh(zeros, x), reference.add_half_tanh(zeros, x))
     yield linear_case("gelu", x[:, None], torch.ones(1, 1), one, activation="gelu")
 
 
@@ -291,7 +283,7 @@ def fma_cases() -> Iterator[Case]:
     weight[4] = b
     yield Case(
         "fma",
-        lambda _: ops.depthwise3x3(a.view(1, 1, -1), weight, c),
+        lambda: ops.depthwise3x3(a.view(1, 1, -1), weight, c),
         torch.from_numpy(reference.fma(a.numpy(), b.numpy(), c.numpy()) + np.float32(0))[
             None, None
         ],
@@ -319,12 +311,86 @@ def half_cases() -> Iterator[Case]:
     values = torch.from_numpy(np.resize(x, (tokens, 32)))
     qkv = torch.cat([torch.zeros(tokens, 32), values, values.flip(0)], dim=1)
 
-    def call(threads: int) -> Tensor:
+    def call() -> Tensor:
         cache = ops.KVCache(tokens, 1, 1)
-        ops.append_attention(qkv, cache, torch.zeros(1, 1, 1), step=0, threads=threads)
+        ops.append_attention(qkv, cache, torch.zeros(1, 1, 1), step=0)
         return tokens_first(cache)[:, 0, :, 0]
 
     yield Case("binary16", call, torch.stack([kept, kept.flip(0)], dim=1))
+
+
+def shared_cases() -> Iterator[Case]:
+    """Large enough to be shared out among four threads, in parts of different sizes."""
+    numbers = Numbers()
+    plain, wild = numbers.plain, numbers.wild
+    # Parts are ranges of rows, of columns, or of both; residual sums are added in place, too.
+    for rows, depth, width in ((210, 160, 80), (12, 320, 590), (30, 256, 300)):
+        x, weight, bias = plain(rows, depth), plain(width, depth), plain(width)
+        residual, norm = plain(rows, width), (plain(depth), plain(depth))
+        for settings in ({}, {"residual": residual, "norm": norm, "activation": "gelu"}):
+            case = linear_case(f"shared linear {rows}x{depth}x{width}", x, weight, bias, **settings)
+            yield case
+            yield Case(
+                f"{case.name} into a tensor",
+                lambda x=x, weight=weight, bias=bias, settings=settings: linear_in_place(
+                    x, weight, bias, **settings
+                ),
+                case.expected,
+            )
+    x, norm = wild(270, 320), (plain(320), plain(320))
+    yield Case(
+        "shared layer norm",
+        lambda x=x, norm=norm: ops.layer_norm(x, *norm),
+        reference.layer_norm(x, *norm),
+    )
+    x, weight, bias = plain(30, 21, 16), plain(40, 16, 3, 3), plain(40)
+    yield Case(
+        "shared conv3x3",
+        lambda x=x, weight=weight, bias=bias: ops.conv3x3(x, ops.pack_conv3x3(weight), bias),
+        reference.conv3x3(x, reference.pack_conv3x3(weight), bias),
+    )
+    x, weight, bias = wild(50, 31, 50), wild(9, 50), wild(50)
+    yield Case(
+        "shared depthwise3x3",
+        lambda x=x, weight=weight, bias=bias: ops.depthwise3x3(x, weight, bias),
+        reference.depthwise3x3(x, weight, bias),
+    )
+    qkv, bias = plain(9, 13, 3 * 96), plain(3, 225)
+    yield Case(
+        "shared window attention",
+        lambda qkv=qkv, bias=bias: ops.window_attention(qkv, bias, shifted=True),
+        reference.window_attention(qkv, bias, shifted=True),
+    )
+    tokens, heads = 230, 2
+    steps, bias = plain(2, tokens, 96 * heads), plain(heads, 2, 2)
+    twin = reference.KVCache(tokens, heads, 2)
+
+    def attended() -> Tensor:
+        cache = ops.KVCache(tokens, heads, 2)
+        return torch.stack(
+            [ops.append_attention(qkv, cache, bias, step=i) for i, qkv in enumerate(steps)]
+        )
+
+    yield Case(
+        "shared append attention",
+        attended,
+        torch.stack(
+            [reference.append_attention(qkv, twin, bias, step=i) for i, qkv in enumerate(steps)]
+        ),
+    )
+
+
+def linear_in_place(
+    x: Tensor, weight: Tensor, bias: Tensor, *, residual: Tensor | None = None, **settings: object
+) -> Tensor:
+    """Into the residual, where there is one, and into a tensor that held something else."""
+    if residual is None:
+        out = torch.full((len(x), len(bias)), 7.0)
+    else:
+        residual = out = residual.clone()
+    y = ops.linear(x, ops.pack_weight(weight), bias, residual=residual, out=out, **settings)
+    assert y is out
+    return y
 
 
 def all_cases() -> list[Case]:
@@ -337,39 +403,50 @@ def all_cases() -> list[Case]:
         element_cases,
         fma_cases,
         half_cases,
+        shared_cases,
     )
     with np.errstate(over="ignore", invalid="ignore"):
         return [case for make in makers for case in make()]
 
 
 def check_all() -> None:
-    """All cases with some numbers of threads, and in floating-point modes of the caller's."""
+    """All cases with some numbers of threads, and in floating-point modes of the caller's.
+
+    PyTorch's threads inherit the mode of the thread that starts them, so every mode comes with a
+    thread that is new.
+    """
+    torch.set_num_threads(1)
     cases = all_cases()
-    for case in cases:
-        for threads in (1, 2, 3):
-            assert_same(case, case.call(threads))
 
-    def results() -> list[Tensor]:
-        return [case.call(2) for case in cases]
+    def check(threads: int) -> Callable[[], None]:
+        """Calls now, in the mode of the caller, and compares later."""
+        torch.set_num_threads(threads)
+        results = [case.call() for case in cases]
 
+        def compare() -> None:
+            for case, actual in zip(cases, results, strict=True):
+                assert_same(case, actual)
+
+        return compare
+
+    check(1)()
     # A machine that can neither flush denormals nor round upwards has nothing to test.
     if torch.set_flush_denormal(True):
         try:
-            flushed = results()
+            compare = check(2)
         finally:
             torch.set_flush_denormal(False)
-        for case, actual in zip(cases, flushed, strict=True):
-            assert_same(case, actual)
+        compare()
     upward = {"x86_64": 0x800, "aarch64": 0x400000}.get(platform.machine())
     if upward is not None:
         library = ctypes.CDLL("libm.so.6")
         assert library.fesetround(upward) == 0
         try:
-            rounded = results()
+            compare = check(3)
         finally:
             library.fesetround(0)
-        for case, actual in zip(cases, rounded, strict=True):
-            assert_same(case, actual)
+        compare()
+    check(4)()
 
 
 @pytest.mark.parametrize("isa", ops.ISAS)
@@ -658,7 +735,6 @@ def good_arguments() -> dict[str, tuple[Tensor | ops.KVCache, ...]]:
 
 
 SETTINGS = {"window_attention": {"shifted": True}, "append_attention": {"step": 0}}
-UNTHREADED = {"pack_weight", "pack_conv3x3", "compand", "leaky_relu", "add_half_tanh"}
 T = torch.zeros
 
 ERRORS = [
@@ -676,6 +752,11 @@ ERRORS = [
     ("linear", "residual", T(6, 40), r"residual must be \[..., N\], N = 40, .* got \[6, 40\]"),
     ("linear", "residual", T(2, 4, 40), r"residual must be .* got \[2, 4, 40\]"),
     ("linear", "residual", T(2, 3, 41), r"residual must be .* got \[2, 3, 41\]"),
+    ("linear", "out", T(2, 3, 41), r"out must be \[..., N\], N = 40, .* got \[2, 3, 41\]"),
+    ("linear", "out", T(6, 40), r"out must be .* got \[6, 40\]"),
+    ("linear", "out", T(2, 3, 40).double(), "out must be float32, got float64"),
+    ("linear", "out", T(2, 3, 80)[..., ::2], "out must be contiguous, got shape"),
+    ("linear", "out", T(2, 3, 40).requires_grad_(), "out must not require grad"),
     ("linear", "norm", (T(63), T(64)), r"norm weight must be \[K\], \[64\], got \[63\]"),
     ("linear", "norm", (T(64), T(64, 1)), r"norm bias must be \[K\], \[64\], got \[64, 1\]"),
     ("layer_norm", 0, T(2, 48), r"x must be \[..., d\] with d a multiple of 32, got \[2, 48\]"),
@@ -718,7 +799,7 @@ def test_norm_needs_a_multiple_of_32() -> None:
     with pytest.raises(RuntimeError, match="^norm must be None unless K .* got K = 48"):
         ops.linear(x, packed, bias, norm=norm)
     with pytest.raises(RuntimeError, match="^norm must be a weight and a bias, got one of them"):
-        REGISTERED.linear.default(x, packed, bias, "none", None, norm[0], None, 1)
+        REGISTERED.linear.default(x, packed, bias, "none", None, norm[0], None)
 
 
 @pytest.mark.parametrize("name", good_arguments())
@@ -744,12 +825,75 @@ def test_unsuitable_tensors_are_refused(name: str) -> None:
             refused(spread, r"^\w+ must be contiguous, got shape .* with other strides")
 
 
-@pytest.mark.parametrize("name", sorted(good_arguments().keys() - UNTHREADED))
-def test_threads(name: str) -> None:
-    for threads in (0, -1):
-        with pytest.raises(RuntimeError, match=f"^threads must be at least 1, got {threads}"):
-            getattr(ops, name)(*good_arguments()[name], **SETTINGS.get(name, {}), threads=threads)
-    getattr(ops, name)(*good_arguments()[name], **SETTINGS.get(name, {}), threads=1000)
+def check_threads() -> None:
+    def threads() -> int:
+        return len(os.listdir("/proc/self/task"))
+
+    torch.set_num_threads(3)
+    # So small that PyTorch itself fills them on one thread.
+    few, many = ((T(n, 128), T(4, 128, 32), T(128)) for n in (8, 200))
+    before = threads()
+    ops.linear(*few)
+    for name, arguments in good_arguments().items():
+        getattr(ops, name)(*arguments, **SETTINGS.get(name, {}))
+    assert threads() == before
+    ops.linear(*many)
+    assert threads() == before + 2
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="no list of threads")
+def test_little_work_wakes_no_thread() -> None:
+    run("import test_strict as t; t.check_threads()", ops.active_isa())
+
+
+def test_linear_writes_where_it_is_told() -> None:
+    numbers = Numbers()
+    x, packed, bias = numbers.plain(2, 3, 64), numbers.plain(2, 64, 32), numbers.plain(40)
+    around = torch.full((2, 2, 3, 40), 7.0)
+    y = ops.linear(x, packed, bias, out=around[1])
+    assert torch.equal(y, ops.linear(x, packed, bias))
+    assert y.data_ptr() == around[1].data_ptr() and (around[0] == 7).all()
+    residual = numbers.plain(2, 3, 40)
+    expected = ops.linear(x, packed, bias, residual=residual)
+    assert ops.linear(x, packed, bias, residual=residual, out=residual) is residual
+    assert torch.equal(residual, expected)
+
+
+def test_linear_refuses_an_out_that_it_reads() -> None:
+    width = 64
+    memory = T(10000)
+
+    def at(start: int, *shape: int) -> Tensor:
+        return memory[start:][: math.prod(shape)].view(shape)
+
+    arguments = {
+        "x": T(3, 64),
+        "packed": T(2, 64, 32),
+        "bias": T(width),
+        "norm weight": T(64),
+        "norm bias": T(64),
+        "residual": T(3, width),
+    }
+
+    def call(arguments: dict[str, Tensor], out: Tensor) -> None:
+        x, packed, bias, norm_weight, norm_bias, residual = arguments.values()
+        norm = norm_weight, norm_bias
+        ops.linear(x, packed, bias, norm=norm, residual=residual, out=out)
+
+    out = at(5000, 3, width)
+    call(arguments, out)
+    for name, argument in arguments.items():
+        message = f"^out must not overlap {name}$"
+        if name == "residual":
+            message = "^out must be residual or not overlap it, got a part of it$"
+        count = argument.numel()
+        for start in (5000 - count + 1, 5001, 5000 + out.numel() - 1):
+            with pytest.raises(RuntimeError, match=message):
+                call({**arguments, name: at(start, *argument.shape)}, out)
+        for start in (5000 - count, 5000 + out.numel()):
+            call({**arguments, name: at(start, *argument.shape)}, out)
+    with pytest.raises(RuntimeError, match="^out must not overlap x$"):
+        call(arguments, arguments["x"])
 
 
 def test_cache_errors() -> None:
@@ -823,13 +967,15 @@ def test_opcheck() -> None:
     cache = ops.KVCache(20, 1, 3).data
     for name, arguments in (
         ("pack_weight", (plain(5, 7),)),
-        ("linear", (x, packed, bias, "none", None, None, None, 1)),
-        ("linear", (x, packed, bias, "gelu", plain(3, 40), *norm, 2)),
-        ("layer_norm", (x, *norm, 1)),
-        ("conv3x3", (plain(5, 6, 4), plain(2, 36, 32), bias, 2, "leaky_relu", 1)),
-        ("depthwise3x3", (plain(5, 6, 4), plain(9, 4), plain(4), 1)),
-        ("window_attention", (plain(5, 6, 96), plain(1, 225), True, 1)),
-        ("append_attention", (plain(20, 96), cache, plain(1, 3, 3), 0, 1)),
+        ("linear", (x, packed, bias, "none", None, None, None)),
+        ("linear", (x, packed, bias, "gelu", plain(3, 40), *norm)),
+        ("linear_into", (x, packed, bias, "none", None, None, None, plain(3, 40))),
+        ("linear_into", (x, packed, bias, "gelu", plain(3, 40), *norm, plain(3, 40))),
+        ("layer_norm", (x, *norm)),
+        ("conv3x3", (plain(5, 6, 4), plain(2, 36, 32), bias, 2, "leaky_relu")),
+        ("depthwise3x3", (plain(5, 6, 4), plain(9, 4), plain(4))),
+        ("window_attention", (plain(5, 6, 96), plain(1, 225), True)),
+        ("append_attention", (plain(20, 96), cache, plain(1, 3, 3), 0)),
         ("compand", (x,)),
         ("leaky_relu", (x,)),
         ("add_half_tanh", (x, x.clone())),

@@ -4,6 +4,7 @@
 
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <string>
 
@@ -24,10 +25,6 @@ inline void check_vector(const Tensor& tensor, const char* name, int64_t size, c
   check_plain(tensor, name);
   GROUPEDMIXER_CHECK(tensor.dim() == 1 && tensor.size(0) == size, name, " must be [", symbol,
                      "], [", size, "], got ", shape_of(tensor));
-}
-
-inline void check_threads(int64_t threads) {
-  GROUPEDMIXER_CHECK(threads >= 1, "threads must be at least 1, got ", threads);
 }
 
 inline void check_activation(const std::string& activation) {
@@ -55,34 +52,35 @@ inline void check_packed(const Tensor& packed, const Tensor& bias, int64_t depth
                      ", ", kPanel, "], got ", shape_of(packed));
 }
 
-inline void check_layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias,
-                             int64_t threads) {
+inline void check_layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias) {
   check_plain(x, "x");
   GROUPEDMIXER_CHECK(x.dim() >= 1 && x.size(x.dim() - 1) > 0 && x.size(x.dim() - 1) % 32 == 0,
                      "x must be [..., d] with d a multiple of 32, got ", shape_of(x));
   check_vector(weight, "weight", x.size(x.dim() - 1), "d");
   check_vector(bias, "bias", x.size(x.dim() - 1), "d");
-  check_threads(threads);
+}
+
+// Whether `tensor` is what a layer of N outputs makes of x.
+inline void check_rows_of(const Tensor& tensor, const char* name, const Tensor& x, int64_t width) {
+  bool fits = tensor.dim() == x.dim() && tensor.size(x.dim() - 1) == width;
+  for (int64_t d = 0; fits && d + 1 < x.dim(); ++d) fits = tensor.size(d) == x.size(d);
+  GROUPEDMIXER_CHECK(fits, name, " must be [..., N], N = ", width,
+                     ", with the leading sizes of x, ", shape_of(x), ", got ", shape_of(tensor));
 }
 
 inline void check_linear(const Tensor& x, const Tensor& packed, const Tensor& bias,
                          const std::string& activation, const std::optional<Tensor>& residual,
                          const std::optional<Tensor>& norm_weight,
-                         const std::optional<Tensor>& norm_bias, int64_t threads) {
+                         const std::optional<Tensor>& norm_bias) {
   check_plain(x, "x");
   GROUPEDMIXER_CHECK(x.dim() >= 1 && x.size(x.dim() - 1) > 0,
                      "x must be [..., K] with K >= 1, got ", shape_of(x));
   const int64_t depth = x.size(x.dim() - 1);
   check_packed(packed, bias, depth, "K");
   check_activation(activation);
-  check_threads(threads);
   if (residual) {
     check_plain(*residual, "residual");
-    bool fits = residual->dim() == x.dim() && residual->size(x.dim() - 1) == bias.size(0);
-    for (int64_t d = 0; fits && d + 1 < x.dim(); ++d) fits = residual->size(d) == x.size(d);
-    GROUPEDMIXER_CHECK(fits, "residual must be [..., N], N = ", bias.size(0),
-                       ", with the leading sizes of x, ", shape_of(x), ", got ",
-                       shape_of(*residual));
+    check_rows_of(*residual, "residual", x, bias.size(0));
   }
   GROUPEDMIXER_CHECK(norm_weight.has_value() == norm_bias.has_value(),
                      "norm must be a weight and a bias, got one of them");
@@ -94,6 +92,39 @@ inline void check_linear(const Tensor& x, const Tensor& packed, const Tensor& bi
   }
 }
 
+// Whether contiguous float32 tensors share memory.
+inline bool overlap(const Tensor& a, const Tensor& b) {
+  const auto first = [](const Tensor& t) {
+    return reinterpret_cast<uintptr_t>(t.const_data_ptr<float>());
+  };
+  const auto end = [&](const Tensor& t) {
+    return first(t) + static_cast<uintptr_t>(t.numel()) * sizeof(float);
+  };
+  return first(a) < end(b) && first(b) < end(a);
+}
+
+// Of arguments that passed check_linear.
+inline void check_linear_out(const Tensor& out, const Tensor& x, const Tensor& packed,
+                             const Tensor& bias, const std::optional<Tensor>& residual,
+                             const std::optional<Tensor>& norm_weight,
+                             const std::optional<Tensor>& norm_bias) {
+  check_plain(out, "out");
+  check_rows_of(out, "out", x, bias.size(0));
+  const auto check_apart = [&](const Tensor& tensor, const char* name) {
+    GROUPEDMIXER_CHECK(!overlap(out, tensor), "out must not overlap ", name);
+  };
+  check_apart(x, "x");
+  check_apart(packed, "packed");
+  check_apart(bias, "bias");
+  if (norm_weight) check_apart(*norm_weight, "norm weight");
+  if (norm_bias) check_apart(*norm_bias, "norm bias");
+  if (residual) {
+    const bool same = residual->const_data_ptr<float>() == out.const_data_ptr<float>();
+    GROUPEDMIXER_CHECK(same || !overlap(out, *residual),
+                       "out must be residual or not overlap it, got a part of it");
+  }
+}
+
 inline void check_image(const Tensor& x, const char* name) {
   check_plain(x, name);
   GROUPEDMIXER_CHECK(x.dim() == 3 && x.size(2) > 0, name, " must be [h, w, C] with C >= 1, got ",
@@ -101,26 +132,22 @@ inline void check_image(const Tensor& x, const char* name) {
 }
 
 inline void check_conv3x3(const Tensor& x, const Tensor& packed, const Tensor& bias, int64_t stride,
-                          const std::string& activation, int64_t threads) {
+                          const std::string& activation) {
   check_image(x, "x");
   check_packed(packed, bias, 9 * x.size(2), "9 C");
   GROUPEDMIXER_CHECK(stride == 1 || stride == 2, "stride must be 1 or 2, got ", stride);
   check_activation(activation);
-  check_threads(threads);
 }
 
-inline void check_depthwise3x3(const Tensor& x, const Tensor& weight, const Tensor& bias,
-                               int64_t threads) {
+inline void check_depthwise3x3(const Tensor& x, const Tensor& weight, const Tensor& bias) {
   check_image(x, "x");
   check_plain(weight, "weight");
   GROUPEDMIXER_CHECK(weight.dim() == 2 && weight.size(0) == 9 && weight.size(1) == x.size(2),
                      "weight must be [9, C], [9, ", x.size(2), "], got ", shape_of(weight));
   check_vector(bias, "bias", x.size(2), "C");
-  check_threads(threads);
 }
 
-inline void check_window_attention(const Tensor& qkv, const Tensor& relative_bias,
-                                   int64_t threads) {
+inline void check_window_attention(const Tensor& qkv, const Tensor& relative_bias) {
   constexpr int64_t kOffsets = (2 * kWindow - 1) * (2 * kWindow - 1);
   check_image(qkv, "qkv");
   check_plain(relative_bias, "relative_bias");
@@ -131,11 +158,10 @@ inline void check_window_attention(const Tensor& qkv, const Tensor& relative_bia
   GROUPEDMIXER_CHECK(qkv.size(2) == 3 * kHeadDim * relative_bias.size(0),
                      "qkv must be [h, w, 3 * 32 * heads] with heads = ", relative_bias.size(0),
                      ", got ", shape_of(qkv));
-  check_threads(threads);
 }
 
 inline void check_append_attention(const Tensor& qkv, const Tensor& cache, const Tensor& step_bias,
-                                   int64_t step, int64_t threads) {
+                                   int64_t step) {
   check_plain(qkv, "qkv");
   check_dtype(cache, "cache", ScalarType::Half);
   check_contiguous(cache, "cache");
@@ -156,7 +182,6 @@ inline void check_append_attention(const Tensor& qkv, const Tensor& cache, const
                      "], got ", shape_of(step_bias));
   GROUPEDMIXER_CHECK(step >= 0 && step < capacity, "step must be 0 .. ", capacity - 1,
                      " (G - 1), got ", step);
-  check_threads(threads);
 }
 
 inline void check_add_half_tanh(const Tensor& y_hat, const Tensor& x) {
