@@ -50,6 +50,8 @@ CONFIGS = {
     "3x1, 5 slices": dataclasses.replace(TINY, patch=(3, 1), slices=5, latent_channels=10),
     "9x4, no lrp": dataclasses.replace(TINY, patch=(9, 4), lrp=False),
     "own order, 3 heads": dataclasses.replace(TINY, order=REVERSED, width=96, layers=3),
+    # what latent residual prediction gives is wider than any other activation
+    "wide slices": dataclasses.replace(TINY, patch=(1, 1), slices=1, layers=1, latent_channels=400),
     "33 channels": dataclasses.replace(TINY, patch=(1, 2), slices=1, latent_channels=33),
 }
 # Of the group grid; 5 x 17 has cells cut off on all sides in either lattice.
@@ -750,5 +752,5 @@ def test_pictures_larger_than_their_tiles_are_refused_at_once(tiny: Engine) -> N
     """Before memory is taken or tiles are counted one by one."""
     coded, _, _ = tiny.compress(np.zeros((20, 20, 3), np.uint8), MIDDLE, 1)
     for size in ((2**40, 2**40), (2**20, 2**20)):
-        with pytest.raises(ValueError, match="at most 2\\^24|tiles must be"):
+        with pytest.raises(ValueError, match=r"at most 2|2\^28|tiles must be"):
             tiny.decompress(coded.tiles, size, MIDDLE, 1, Region(0, 0, 1, 1))

@@ -72,7 +72,7 @@ def test_the_loop_learns_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixtu
 
     # the same run with more time: another process would start like this
     other = groupedmixer.GroupedMixer(groupedmixer.get_config("tiny"))
-    trained = train(other, data, Settings(minutes=0.12, checkpoint=checkpoint))
+    trained = train(other, data, Settings(minutes=0.2, checkpoint=checkpoint))
     steps = int(lines[-1].split()[1])
     resumed, *_, done = capsys.readouterr().out.splitlines()
     assert resumed.startswith(f"resumed at step {steps},")

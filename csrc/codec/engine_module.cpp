@@ -21,6 +21,8 @@
 
 #include "codec/image_coder.h"
 #include "codec/latent_coder.h"
+#include "common/float_mode.h"
+#include "strict/kernels.h"
 
 namespace py = pybind11;
 namespace codec = groupedmixer::codec;
@@ -97,6 +99,10 @@ class Engine {
          std::pair<int64_t, int64_t> patch, int64_t width, int64_t layers, bool lrp,
          const std::vector<GroupTuple>& order, const std::optional<PatchTuple>& patch_transform,
          const TableArrays& y_tables, const TableArrays& z_tables) {
+    // With the GIL held: a fork during their first use would leave the child waiting for a check
+    // that nobody finishes. It also refuses a bad build before there is anything to code.
+    groupedmixer::strict::kernels();
+    const groupedmixer::ScopedFloatMode mode;
     groupedmixer::WeightMap map;
     for (const auto& [name, array] : weights) {
       const float* values = array.data();

@@ -14,6 +14,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+constexpr int64_t kMaxSide = int64_t{1} << 28;  // pixels
+
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
@@ -30,6 +32,10 @@ ImageCoder::ImageCoder(const WeightMap& weights, const transform::PatchSizes& si
       latent_coder_(latent_coder) {}
 
 ImageCoder::Size ImageCoder::latent_size(int64_t height, int64_t width) const {
+  if (std::min(height, width) < 1 || std::max(height, width) > kMaxSide) {
+    throw std::invalid_argument("a picture must be 1 .. 2^28 pixels high and wide, got " +
+                                std::to_string(width) + " x " + std::to_string(height));
+  }
   const mixer::MixerSizes& sizes = latent_coder_.sizes().mixer;
   return {strict::round_up(transform::ceil_div(height, transform::kLatentStride), sizes.patch_h),
           strict::round_up(transform::ceil_div(width, transform::kLatentStride), sizes.patch_w)};
@@ -38,6 +44,7 @@ ImageCoder::Size ImageCoder::latent_size(int64_t height, int64_t width) const {
 CodedLatent ImageCoder::encode(const uint8_t* rgb, int64_t height, int64_t width,
                                const Settings& settings, float* y_hat, StageTimes& times) const {
   const Size latent = latent_size(height, width);
+  latent_coder_.check(latent.height, latent.width, settings);
   const auto threads = static_cast<int>(std::min<int64_t>(settings.threads, latent.height));
   const auto start = Clock::now();
   const ArenaPool::Lease arena(arenas_);
@@ -63,6 +70,7 @@ void ImageCoder::decode(std::vector<TileView> tiles, int64_t height, int64_t wid
                                 " x " + std::to_string(height) + " pixels, and not empty");
   }
   const Size latent = latent_size(height, width);
+  latent_coder_.check(latent.height, latent.width, settings);
   const int64_t count = latent_coder_.count_tiles(latent.height, latent.width, settings.tile);
   if (count != static_cast<int64_t>(tiles.size())) {
     throw std::invalid_argument("tiles must be " + std::to_string(count) + ", got " +

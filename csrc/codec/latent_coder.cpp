@@ -215,6 +215,7 @@ std::vector<bool> LatentCoder::tiles_in(const transform::Grid& region, int64_t h
 }
 
 AlignedVector LatentCoder::inverse_gains(int64_t quality) const {
+  const ScopedFloatMode mode;
   AlignedVector gains(static_cast<size_t>(sizes_.latent_channels));
   interpolate_levels(inverse_gain_.data(), sizes_.latent_channels, quality, gains.data());
   return gains;
@@ -389,13 +390,18 @@ void LatentCoder::run_jobs(std::vector<Job>& jobs, int threads, StageTimes& time
   run_team(teams, [&](const Member& team) {
     const int members = threads / teams + (team.index() < threads % teams ? 1 : 0);
     const ArenaPool::Lease arena(arenas_);
-    for (size_t i = next.fetch_add(1); i < jobs.size(); i = next.fetch_add(1)) {
-      const StageTimes spent = run_tile(*arena, members, jobs[i]);
-      arena->release(0);
-      const std::lock_guard<std::mutex> lock(mutex);
-      sums.hyper += spent.hyper;
-      sums.entropy_model += spent.entropy_model;
-      sums.rans += spent.rans;
+    try {
+      for (size_t i = next.fetch_add(1); i < jobs.size(); i = next.fetch_add(1)) {
+        const StageTimes spent = run_tile(*arena, members, jobs[i]);
+        arena->release(0);
+        const std::lock_guard<std::mutex> lock(mutex);
+        sums.hyper += spent.hyper;
+        sums.entropy_model += spent.entropy_model;
+        sums.rans += spent.rans;
+      }
+    } catch (...) {
+      next.store(jobs.size());  // the others need not go on
+      throw;
     }
   });
   const double scale = seconds_since(start) / (sums.hyper + sums.entropy_model + sums.rans);

@@ -90,6 +90,9 @@ class LatentCoder {
 
   const LatentSizes& sizes() const { return sizes_; }
 
+  // Throws std::invalid_argument where a latent of this size cannot be coded so.
+  void check(int64_t height, int64_t width, const Settings& settings) const;
+
   // Tiles of a latent. Throws std::invalid_argument if height or width is no multiple of the patch.
   int64_t count_tiles(int64_t height, int64_t width, int64_t tile) const;
 
@@ -119,7 +122,6 @@ class LatentCoder {
   struct Job;
   struct TileRun;
 
-  void check(int64_t height, int64_t width, const Settings& settings) const;
   // Scales y by its gains in place.
   std::vector<int16_t> encode_hyper(float* y, int64_t height, int64_t width,
                                     const Settings& settings) const;

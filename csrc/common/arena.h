@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 //
 // Scratch memory that calls lease and give back, so that coding the second picture of a size
-// allocates nothing. An arena is used by one call at a time; its contents are not initialised.
+// allocates nothing, as long as an arena needs no more than kKept. An arena is used by one call at
+// a time; its contents are not initialised.
 
 #pragma once
 
@@ -46,7 +47,7 @@ class Arena {
   void* take_bytes(size_t bytes);
   void free_chunks();
 
-  std::vector<Chunk> chunks_;  // in the order they were added, all but the last one full
+  std::vector<Chunk> chunks_;  // in the order they were added
   size_t used_ = 0;            // over all chunks, as if they were one
 };
 

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <mutex>
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -17,7 +16,11 @@ namespace {
 // threads than processors, the one waited for needs this one's.
 constexpr int kSpins = 4096;
 
-inline void relax() {
+void wait(int spins) {
+  if (spins >= kSpins) {
+    std::this_thread::yield();
+    return;
+  }
 #if defined(__x86_64__)
   _mm_pause();
 #elif defined(__aarch64__)
@@ -49,11 +52,7 @@ void Team::barrier() {
   }
   for (int spins = 0; generation_.load(std::memory_order_acquire) == generation; ++spins) {
     if (aborted_.load(std::memory_order_acquire)) throw TeamAborted{};
-    if (spins < kSpins) {
-      relax();
-    } else {
-      std::this_thread::yield();
-    }
+    wait(spins);
   }
 }
 
@@ -64,7 +63,7 @@ void run_team(int size, const std::function<void(const Member&)>& body) {
   std::atomic<bool> go{false};
   const auto run = [&](int index) {
     const ScopedFloatMode mode;
-    while (!go.load(std::memory_order_acquire)) relax();
+    for (int spins = 0; !go.load(std::memory_order_acquire); ++spins) wait(spins);
     try {
       body(Member(team, index));
     } catch (const TeamAborted&) {
@@ -80,20 +79,13 @@ void run_team(int size, const std::function<void(const Member&)>& body) {
     while (static_cast<int>(threads.size()) < size - 1) {
       threads.emplace_back(run, static_cast<int>(threads.size()) + 1);
     }
-  } catch (const std::system_error&) {
+  } catch (...) {  // no more threads, or no memory for one
     team.set_size(static_cast<int>(threads.size()) + 1);
   }
   go.store(true, std::memory_order_release);
   run(0);
   for (std::thread& thread : threads) thread.join();
   if (failure) std::rethrow_exception(failure);
-}
-
-void run_items(int threads, int64_t count, const std::function<void(int64_t)>& item) {
-  std::atomic<int64_t> next{0};
-  run_team(static_cast<int>(std::min<int64_t>(threads, count)), [&](const Member&) {
-    for (int64_t i = next.fetch_add(1); i < count; i = next.fetch_add(1)) item(i);
-  });
 }
 
 }  // namespace groupedmixer

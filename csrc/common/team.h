@@ -46,9 +46,6 @@ struct TeamAborted {};
 // member threw. Where the system grants fewer threads, the team is smaller.
 void run_team(int size, const std::function<void(const Member&)>& body);
 
-// Calls item(i) for 0 <= i < count on up to `threads` threads, in any order.
-void run_items(int threads, int64_t count, const std::function<void(int64_t)>& item);
-
 class Team {
  public:
   explicit Team(int size) : size_(size) {}

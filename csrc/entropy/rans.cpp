@@ -35,13 +35,15 @@ static_assert((kLowerBound >> kPrecision) << kWordBits == 1u << kEncodeShift,
 constexpr int kReciprocalBits = 2 * kPrecision + kEncodeShift;
 static_assert(kReciprocalBits + kEncodeShift == 64);
 
-std::array<uint64_t, kTotal> make_reciprocals() {
+constexpr std::array<uint64_t, kTotal> make_reciprocals() {
   std::array<uint64_t, kTotal> reciprocals{};
   for (uint64_t count = 1; count < kTotal; ++count) {
     reciprocals[count] = ((uint64_t{1} << kReciprocalBits) + count - 1) / count;
   }
   return reciprocals;
 }
+
+constexpr std::array<uint64_t, kTotal> kReciprocals = make_reciprocals();
 
 uint32_t load_u16(const uint8_t* bytes) { return bytes[0] | uint32_t{bytes[1]} << 8; }
 uint32_t load_u32(const uint8_t* bytes) { return load_u16(bytes) | load_u16(bytes + 2) << 16; }
@@ -147,7 +149,6 @@ int Encoder::choose_lanes() const {
 }
 
 std::vector<uint8_t> Encoder::finish(int lanes) const {
-  static const std::array<uint64_t, kTotal> reciprocals = make_reciprocals();
   if (lanes == 0) lanes = choose_lanes();
   const auto lane_code = std::find(kLaneCounts.begin(), kLaneCounts.end(), lanes);
   if (lane_code == kLaneCounts.end()) {
@@ -179,7 +180,7 @@ std::vector<uint8_t> Encoder::finish(int lanes) const {
         store_u16(x, cursor);
         x >>= kWordBits;
       }
-      const uint32_t quotient = static_cast<uint32_t>(x * reciprocals[count] >> kReciprocalBits);
+      const uint32_t quotient = static_cast<uint32_t>(x * kReciprocals[count] >> kReciprocalBits);
       state = (quotient << kPrecision) + (x - quotient * count) + start;
     }
   }

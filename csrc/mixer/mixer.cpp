@@ -75,7 +75,7 @@ struct Mixer::Scratch {
   float* normed;    // [kRowsAtOnce, d]
   float* qkv;       // [kRowsAtOnce, 3 d + kPadding]; the embedding's input as well
   float* attended;  // [kRowsAtOnce, d]
-  float* hidden;    // [kRowsAtOnce, 4 d + kPadding]
+  float* hidden;    // [kRowsAtOnce, hidden_size]; what the lrp layer gives as well
   float* kernel;    // of an attention kernel
 };
 
@@ -146,11 +146,15 @@ int64_t Mixer::slice_before(int64_t step) const {
   return step == 0 ? 0 : sizes_.order[static_cast<size_t>(step) - 1].slice;
 }
 
+int64_t Mixer::hidden_size() const {
+  return std::max(4 * sizes_.width, sizes_.channels) + kPadding;
+}
+
 int64_t Mixer::scratch_size() const {
   const int64_t d = sizes_.width;
   const int64_t qkv = std::max(3 * d, d + sizes_.channels) + kPadding;
   const int64_t kernel = std::max(strict::kWindowScratch, strict::append_scratch(sizes_.groups()));
-  return strict::round_up(kRowsAtOnce * (d + qkv + d + 4 * d + kPadding) + kernel, kPadding);
+  return strict::round_up(kRowsAtOnce * (d + qkv + d + hidden_size()) + kernel, kPadding);
 }
 
 int64_t Mixer::tile_bytes(int64_t tokens, int members) const {
@@ -206,7 +210,7 @@ Mixer::Scratch Mixer::scratch_of(const Member& member, const TileState& tile) co
   scratch.normed = take(kRowsAtOnce * d);
   scratch.qkv = take(kRowsAtOnce * (std::max(3 * d, d + sizes_.channels) + kPadding));
   scratch.attended = take(kRowsAtOnce * d);
-  scratch.hidden = take(kRowsAtOnce * (4 * d + kPadding));
+  scratch.hidden = take(kRowsAtOnce * hidden_size());
   scratch.kernel = next;
   return scratch;
 }

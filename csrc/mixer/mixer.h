@@ -3,10 +3,13 @@
 // The entropy model of docs/numerics.md, section 5: one step predicts one group of a tile.
 //
 //   - A tile's state is memory of the caller's; the weights are read-only and shared by all tiles.
-//   - All members of a team call the same functions in the same order. A member owns the rows
-//   (tokens)
-//     of share(); only inner-group attention reads rows of others, so a block has two barriers.
-//   - What a member wrote of its rows it may read at once; the rows of others after a barrier.
+//   - All members of a team call the same functions in the same order. A member owns the tokens of
+//     rows(). Only inner-group attention reads what others own, their keys and values: a block has
+//     one barrier, behind which every member attends for its own tokens.
+//   - Keys and values of blocks alternate between two buffers, counted over steps and layers: a
+//   buffer
+//     is overwritten only behind a barrier that all its readers have passed.
+//   - What a member wrote of its tokens it may read at once; others after a barrier.
 
 #pragma once
 
@@ -100,6 +103,7 @@ class Mixer {
 
   Scratch scratch_of(const Member& member, const TileState& tile) const;
   int64_t scratch_size() const;
+  int64_t hidden_size() const;  // of a row
   int64_t slice_before(int64_t step) const;
   void embed(const TileState& tile, int64_t step, const float* bias, int64_t row, int64_t rows,
              const Scratch& scratch) const;

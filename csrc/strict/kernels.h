@@ -2,7 +2,7 @@
 //
 // The strict kernels of the CPU: docs/numerics.md, one function a layer. Each runs on the calling
 // thread, which must be under a ScopedFloatMode, and works on the rows, cells or blocks it is
-// given; callers split the work among threads (common/team.h), and no split changes a bit. All
+// given; callers split the work among threads, and no split changes a bit. All
 // matrices are row-major with a row stride in floats; images are [height, width, channels].
 
 #pragma once
@@ -65,8 +65,7 @@ struct WindowAttentionParams {
   float* scratch;                    // kWindowScratch floats
 };
 constexpr int64_t kWindowTokens = kWindow * kWindow;
-constexpr int64_t kWindowScratch =
-    (3 * kWindowTokens) * kHeadDim + kWindowTokens * kWindowTokens + 4 * kPanel;
+constexpr int64_t kWindowScratch = (3 * kWindowTokens) * kHeadDim + kWindowTokens * kWindowTokens;
 
 // Cross-group attention of up to 16 tokens, all heads. Appends the step's keys and values to the
 // cache first (docs/numerics.md, section 5).

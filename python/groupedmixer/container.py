@@ -67,7 +67,7 @@ class Header:
 
     weights_fingerprint: bytes  # 8 bytes: finds the weights
     weights_name: str  # [a-z0-9._-]{1,32}: tells a person which weights these are
-    arithmetic_id: str  # the same alphabet, e.g. "torch-f64-grid10-v1"
+    arithmetic_id: str  # the same alphabet, e.g. "f32-seg128-kv16-v1"
     quality: int  # round(256 * quality), 0..1792
     width: int  # pixels, 1..2^20
     height: int  # pixels, 1..2^20
