@@ -752,5 +752,5 @@ def test_pictures_larger_than_their_tiles_are_refused_at_once(tiny: Engine) -> N
     """Before memory is taken or tiles are counted one by one."""
     coded, _, _ = tiny.compress(np.zeros((20, 20, 3), np.uint8), MIDDLE, 1)
     for size in ((2**40, 2**40), (2**20, 2**20)):
-        with pytest.raises(ValueError, match=r"at most 2|2\^28|tiles must be"):
+        with pytest.raises(ValueError, match=r"2\^2[48]|tiles must be"):
             tiny.decompress(coded.tiles, size, MIDDLE, 1, Region(0, 0, 1, 1))
