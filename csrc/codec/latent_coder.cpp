@@ -6,6 +6,7 @@
 #include <array>
 #include <atomic>
 #include <chrono>
+#include <exception>
 #include <memory>
 #include <mutex>
 #include <utility>
@@ -387,23 +388,32 @@ void LatentCoder::run_jobs(std::vector<Job>& jobs, int threads, StageTimes& time
   std::atomic<size_t> next{0};
   std::mutex mutex;
   StageTimes sums;
+  // The first tile that fails is the one reported: tiles ahead of it have all been taken by then,
+  // and those behind it need not be.
+  size_t failed = jobs.size();
+  std::exception_ptr failure;
   run_team(teams, [&](const Member& team) {
     const int members = threads / teams + (team.index() < threads % teams ? 1 : 0);
     const ArenaPool::Lease arena(arenas_);
-    try {
-      for (size_t i = next.fetch_add(1); i < jobs.size(); i = next.fetch_add(1)) {
+    for (size_t i = next.fetch_add(1); i < jobs.size(); i = next.fetch_add(1)) {
+      try {
         const StageTimes spent = run_tile(*arena, members, jobs[i]);
         arena->release(0);
         const std::lock_guard<std::mutex> lock(mutex);
         sums.hyper += spent.hyper;
         sums.entropy_model += spent.entropy_model;
         sums.rans += spent.rans;
+      } catch (...) {
+        const std::lock_guard<std::mutex> lock(mutex);
+        next.store(jobs.size());
+        if (i < failed) {
+          failed = i;
+          failure = std::current_exception();
+        }
       }
-    } catch (...) {
-      next.store(jobs.size());  // the others need not go on
-      throw;
     }
   });
+  if (failure) std::rethrow_exception(failure);
   const double scale = seconds_since(start) / (sums.hyper + sums.entropy_model + sums.rans);
   times.hyper += sums.hyper * scale;
   times.entropy_model += sums.entropy_model * scale;

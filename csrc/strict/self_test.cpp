@@ -88,9 +88,9 @@ uint32_t test_attention(const Kernels& kernels, Numbers& numbers) {
 }
 
 // Most roundings inside of exp are lost in the sums around it. They show where gelu divides by a
-// large exponential, in some of many numbers.
+// large exponential, in a few of many numbers.
 uint32_t test_gelu(const Kernels& kernels, Numbers& numbers) {
-  constexpr int64_t kRows = 64, kWidth = 64;
+  constexpr int64_t kRows = 128, kWidth = 256;
   AlignedVector x = numbers.next(kRows), weight = numbers.next(kWidth), out(kRows * kWidth);
   for (float& value : x) value = -4.0f - value * value;
   for (float& value : weight) value = 1.0f + value * value;

@@ -22,6 +22,7 @@
 #include "common/levels.h"
 #include "strict/kernels.h"
 #include "strict/self_test.h"
+#include "testing.h"
 
 namespace groupedmixer::strict {
 GROUPEDMIXER_DECLARE_VARIANTS(Kernels, strict_kernels)
@@ -37,28 +38,7 @@ using strict::Kernels;
 
 namespace {
 
-#define CHECK(condition)                                                   \
-  do {                                                                     \
-    if (!(condition)) {                                                    \
-      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-      std::exit(1);                                                        \
-    }                                                                      \
-  } while (false)
-
-using Random = std::mt19937;
-
 int64_t below(Random& random, size_t limit) { return static_cast<int64_t>(random() % limit); }
-
-// About normal, of this spread.
-std::vector<float> noise(Random& random, int64_t count, float spread) {
-  std::vector<float> numbers(static_cast<size_t>(count));
-  for (float& number : numbers) {
-    float sum = -2.0f;
-    for (int i = 0; i < 4; ++i) sum += static_cast<float>(random() >> 8) * 0x1p-24f;
-    number = sum * spread * 1.7f;
-  }
-  return numbers;
-}
 
 // ---- a small codec ------------------------------------------------------------------------------
 

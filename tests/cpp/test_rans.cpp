@@ -19,6 +19,7 @@
 
 #include "entropy/rans.h"
 #include "entropy/stream_error.h"
+#include "testing.h"
 
 using namespace groupedmixer::entropy;
 
@@ -36,14 +37,6 @@ void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 
 namespace {
 
-#define CHECK(condition)                                                   \
-  do {                                                                     \
-    if (!(condition)) {                                                    \
-      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-      std::exit(1);                                                        \
-    }                                                                      \
-  } while (false)
-
 template <typename Error>
 bool throws(const std::function<void()>& action, const std::string& part) {
   try {
@@ -54,8 +47,6 @@ bool throws(const std::function<void()>& action, const std::string& part) {
   }
   return false;
 }
-
-using Random = std::mt19937;
 
 int uniform(Random& random, int first, int last) {
   return first + static_cast<int>(random() % static_cast<unsigned>(last - first + 1));

@@ -21,6 +21,7 @@
 #include "common/weight_map.h"
 #include "strict/kernels.h"
 #include "strict/math.h"
+#include "testing.h"
 #include "transform/hyper.h"
 #include "transform/patch.h"
 
@@ -28,27 +29,6 @@ using namespace groupedmixer;
 using namespace groupedmixer::transform;
 
 namespace {
-
-#define CHECK(condition)                                                   \
-  do {                                                                     \
-    if (!(condition)) {                                                    \
-      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-      std::exit(1);                                                        \
-    }                                                                      \
-  } while (false)
-
-using Random = std::mt19937;
-
-// Numbers without a pattern, about normal, of this spread.
-std::vector<float> noise(Random& random, int64_t count, float spread) {
-  std::vector<float> numbers(static_cast<size_t>(count));
-  for (float& number : numbers) {
-    float sum = -2.0f;
-    for (int i = 0; i < 4; ++i) sum += static_cast<float>(random() >> 8) * 0x1p-24f;
-    number = sum * spread * 1.7f;
-  }
-  return numbers;
-}
 
 // Not floats compared: a zero's sign counts.
 bool same(const std::vector<float>& a, const std::vector<float>& b) {
