@@ -41,8 +41,9 @@ SHAPES = [
 
 @pytest.mark.parametrize("config", SHAPES)
 def test_training_form_and_coding_form_agree(config: Config) -> None:
-    """Half a step of the grid that predictions are rounded to, and 1e-5 (of activations that are
-    about 1) for float32 sums in another order. Inputs lie on the grid, as decoded groups do."""
+    """The coding form rounds keys and values to float16, by 2^-12 of each at most; averaged by
+    attention into activations that are about 1, that moves a prediction by less than 2^-11. 1e-5
+    of its size is for float32 sums in another order."""
     context = random_model(config).latent_codec.context
     k_h, k_w = config.patch
     y = torch.randn(1, config.latent_channels, 10 * k_h, 13 * k_w) * 5
