@@ -12,10 +12,12 @@ namespace groupedmixer::strict::GROUPEDMIXER_VARIANT {
 namespace {
 
 static_assert(kHeadDim == 2 * kLanes && kHeadDim == kPanel && kTokenBlock == kLanes);
+static_assert(kHeadDim <= kSegment && kWindowTokens <= kSegment);
 
 // ---- windows ------------------------------------------------------------------------------------
 
-// out[row, column] = dot(a[row], b[:, column], +0) for a tile of `depth` x kTileColumns of b.
+// out[row, column] = dot(a[row], b[:, column], +0) for a tile of `depth` x kTileColumns of b, all
+// of one segment.
 struct ProductTile {
   const float* a;  // [rows, depth]
   int64_t a_stride;
@@ -26,9 +28,11 @@ struct ProductTile {
 
   template <int R>
   void run(int64_t row) const {
-    Lanes zero[kTileVectors];
-    repeat<kTileVectors>(GROUPEDMIXER_EACH(c) { zero[c] = broadcast(0.0f); });
-    const Tile<R> tile = dot_tile<R>(a + row * a_stride, a_stride, b, kPanel, depth, zero);
+    Tile<R, kTileVectors> tile;
+    repeat<R>(GROUPEDMIXER_EACH(r) {
+      repeat<kTileVectors>(GROUPEDMIXER_EACH(c) { tile.sum[r][c] = broadcast(0.0f); });
+    });
+    run_chains(a + row * a_stride, a_stride, {b, 0}, depth, tile);
     repeat<R>(GROUPEDMIXER_EACH(r) {
       repeat<kTileVectors>(GROUPEDMIXER_EACH(c) {
         store(out + (row + r) * out_stride + c * kLanes, tile.sum[r][c]);
@@ -113,11 +117,20 @@ GROUPEDMIXER_STRICT void scatter_tokens(const float* x,  // [kHeadDim, kLanes]
   }
 }
 
+// The cache comes from memory, not from a near cache, and its streams are too short for the
+// processor to foresee. So each pass over keys or values fetches what the next pass reads, which
+// lies at the same offsets: a head's values, then the keys of the next head or block.
+GROUPEDMIXER_STRICT void fetch_ahead(const uint16_t* next, int64_t offset) {
+  constexpr int64_t kLine = 64 / sizeof(uint16_t);
+  if (offset % kLine == 0) __builtin_prefetch(next + offset, 0, 2);
+}
+
 // scores[i] = fma(dot(q, k_i, +0), scale, bias_i) of N steps at once, to hide the latency of a
 // chain.
 template <int N>
 GROUPEDMIXER_STRICT void score_steps(const float* q,        // [kHeadDim, kLanes]
                                      const uint16_t* keys,  // [N, kHeadDim, kLanes]
+                                     const uint16_t* next,  // [N, kHeadDim, kLanes]
                                      const float* bias,     // [N]
                                      float* scores) {       // [N, kLanes]
   Lanes sum[N];
@@ -125,7 +138,9 @@ GROUPEDMIXER_STRICT void score_steps(const float* q,        // [kHeadDim, kLanes
   for (int d = 0; d < kHeadDim; ++d) {
     const Lanes query = load(q + d * kLanes);
     repeat<N>(GROUPEDMIXER_EACH(i) {
-      sum[i] = fused(query, load_half(keys + (i * kHeadDim + d) * kLanes), sum[i]);
+      const int64_t offset = (i * kHeadDim + d) * kLanes;
+      sum[i] = fused(query, load_half(keys + offset), sum[i]);
+      fetch_ahead(next, offset);
     });
   }
   const Lanes scale = broadcast(kAttentionScale);
@@ -138,12 +153,15 @@ GROUPEDMIXER_STRICT void score_steps(const float* q,        // [kHeadDim, kLanes
 template <int N>
 GROUPEDMIXER_STRICT void weigh_segment(const float* e,          // [steps, kLanes]
                                        const uint16_t* values,  // [steps, kHeadDim, kLanes]
+                                       const uint16_t* next,    // as values
                                        int64_t steps, Lanes (&sum)[N]) {
   repeat<N>(GROUPEDMIXER_EACH(i) { sum[i] = broadcast(0.0f); });
   for (int64_t s = 0; s < steps; ++s) {
     const Lanes weight = load(e + s * kLanes);
     repeat<N>(GROUPEDMIXER_EACH(i) {
-      sum[i] = fused(weight, load_half(values + (s * kHeadDim + i) * kLanes), sum[i]);
+      const int64_t offset = (s * kHeadDim + i) * kLanes;
+      sum[i] = fused(weight, load_half(values + offset), sum[i]);
+      fetch_ahead(next, offset);
     });
   }
 }
@@ -152,14 +170,16 @@ GROUPEDMIXER_STRICT void weigh_segment(const float* e,          // [steps, kLane
 template <int N>
 GROUPEDMIXER_STRICT void weigh_values(const float* e,          // [steps, kLanes]
                                       const uint16_t* values,  // [steps, kHeadDim, kLanes]
+                                      const uint16_t* next,    // as values
                                       int64_t steps, Lanes total,
                                       float* out) {  // [N, kLanes]
   Lanes whole[N];
-  weigh_segment<N>(e, values, steps < kSegment ? steps : kSegment, whole);
+  weigh_segment<N>(e, values, next, steps < kSegment ? steps : kSegment, whole);
   for (int64_t s = kSegment; s < steps; s += kSegment) {
     Lanes sum[N];
     const int64_t size = steps - s < kSegment ? steps - s : kSegment;
-    weigh_segment<N>(e + s * kLanes, values + s * KvCache::kStep, size, sum);
+    weigh_segment<N>(e + s * kLanes, values + s * KvCache::kStep, next + s * KvCache::kStep, size,
+                     sum);
     repeat<N>(GROUPEDMIXER_EACH(i) { whole[i] = whole[i] + sum[i]; });
   }
   repeat<N>(GROUPEDMIXER_EACH(i) { store(out + i * kLanes, whole[i] / total); });
@@ -170,12 +190,17 @@ void attend_to_cache(const AppendAttentionParams& p, int64_t head, const float* 
                      const uint16_t* keys, const uint16_t* values, float* e, float* out) {
   const int64_t steps = p.step + 1;
   const float* bias = p.step_bias + (head * p.capacity + p.step) * p.capacity;
-  constexpr int kAtOnce = 8;
+  const uint16_t* next = keys + KvCache{p.heads, p.capacity}.head_size();
   int64_t s = 0;
-  for (; s + kAtOnce <= steps; s += kAtOnce) {
-    score_steps<kAtOnce>(q, keys + s * KvCache::kStep, bias + s, e + s * kLanes);
-  }
-  for (; s < steps; ++s) score_steps<1>(q, keys + s * KvCache::kStep, bias + s, e + s * kLanes);
+  const auto score = GROUPEDMIXER_EACH(count) {
+    score_steps<count>(q, keys + s * KvCache::kStep, values + s * KvCache::kStep, bias + s,
+                       e + s * kLanes);
+    s += count;
+  };
+  while (s + 8 <= steps) score(Constant<8>{});
+  if (s + 4 <= steps) score(Constant<4>{});
+  if (s + 2 <= steps) score(Constant<2>{});
+  if (s < steps) score(Constant<1>{});
 
   Lanes largest = load(e);
   for (s = 1; s < steps; ++s) largest = larger(load(e + s * kLanes), largest);
@@ -191,7 +216,8 @@ void attend_to_cache(const AppendAttentionParams& p, int64_t head, const float* 
     for (int j = 0; j < half; ++j) lane[j] = lane[j] + lane[j + half];
   }
   for (int d = 0; d < kHeadDim; d += kLanes) {
-    weigh_values<kLanes>(e, values + d * kLanes, steps, lane[0], out + d * kLanes);
+    weigh_values<kLanes>(e, values + d * kLanes, next + d * kLanes, steps, lane[0],
+                         out + d * kLanes);
   }
 }
 
@@ -235,8 +261,8 @@ void window_attention(const WindowAttentionParams& params) {
   }
   for (int64_t key = 0; key < padded; key += kTileColumns) {
     const float* panel = keys + key / kPanel * kPanel * kHeadDim + key % kPanel;
-    visit_tiles(queries,
-                ProductTile{query, kHeadDim, panel, kHeadDim, scores + key, kWindowTokens});
+    visit_tiles<kTileRows>(
+        queries, ProductTile{query, kHeadDim, panel, kHeadDim, scores + key, kWindowTokens});
   }
   float totals[kWindowTokens];
   for (int64_t i = 0; i < queries; ++i) {
@@ -244,8 +270,8 @@ void window_attention(const WindowAttentionParams& params) {
   }
   float* sums = query;  // [queries, kHeadDim]; the queries are done with
   for (int64_t d = 0; d < kHeadDim; d += kTileColumns) {
-    visit_tiles(queries,
-                ProductTile{scores, kWindowTokens, values + d, tokens, sums + d, kHeadDim});
+    visit_tiles<kTileRows>(
+        queries, ProductTile{scores, kWindowTokens, values + d, tokens, sums + d, kHeadDim});
   }
   for (int64_t i = 0; i < queries; ++i) {
     const Lanes total = broadcast(totals[i]);

@@ -9,32 +9,62 @@
 namespace groupedmixer::strict::GROUPEDMIXER_VARIANT {
 namespace {
 
-// Rows that share a pass over the weights: their A stays in the second-level cache.
-constexpr int64_t kRowBlock = 8 * 24;
+// One segment of K for V vectors of columns of a block of rows. The columns' weights of a segment
+// stay in the first-level cache while all rows pass; the rows' running totals go through memory.
+template <int V>
+struct SegmentTile {
+  static constexpr int kColumns = V * kLanes;
 
-// One column tile of a block of rows.
-struct LinearTile {
   const LinearParams& p;
-  const float* x;
+  const float* x;  // [rows, size] of this segment
   int64_t x_stride;
+  Columns weight;
+  int64_t size;
+  bool first, last;
   int64_t column;
-  const char* ahead;  // what the next column tile reads, and how much of it a row's share is
-  int64_t ahead_step;
+  float* totals;      // [rows, kColumns]
+  Ahead ahead;        // of the block's first row
+  int64_t ahead_row;  // bytes of it a row
 
   template <int R>
   __attribute__((noinline)) void run(int64_t row) const {
-    const int64_t panel = column / kPanel, within = column % kPanel;
-    const float* weight = p.weight + panel * kPanel * p.depth + within;
-    Lanes start[kTileVectors];
-    repeat<kTileVectors>(GROUPEDMIXER_EACH(c) { start[c] = load(p.bias + column + c * kLanes); });
-    const Tile<R> tile = dot_tile<R>(x + row * x_stride, x_stride, weight, kPanel, p.depth, start,
-                                     {ahead + row * p.depth / kTileRows * ahead_step, ahead_step});
-    float sums[R * kTileColumns];
-    repeat<R>(GROUPEDMIXER_EACH(r) {
-      repeat<kTileVectors>(
-          GROUPEDMIXER_EACH(c) { store(sums + r * kTileColumns + c * kLanes, tile.sum[r][c]); });
+    Tile<R, V> tile;
+    repeat<V>(GROUPEDMIXER_EACH(v) {
+      const Lanes start = first ? load(p.bias + column + v * kLanes) : broadcast(0.0f);
+      repeat<R>(GROUPEDMIXER_EACH(r) { tile.sum[r][v] = start; });
     });
-    for (int r = 0; r < R; ++r) finish(row + r, sums + r * kTileColumns);
+    run_chains(x + row * x_stride, x_stride, weight, size, tile,
+               {ahead.next + row * ahead_row, ahead.step, ahead.panel});
+    float* total = totals + row * kColumns;
+    if (!first) {
+      each(tile, [&](int r, int v, Lanes& sum) __attribute__((always_inline)) {
+        sum = load(total + r * kColumns + v * kLanes) + sum;
+      });
+    }
+    if (last && p.activation == Activation::kNone && column + kColumns <= p.width) {
+      float* out = p.out + row * p.out_stride + column;
+      if (p.residual != nullptr) {
+        const float* residual = p.residual + row * p.residual_stride + column;
+        each(tile, [&](int r, int v, Lanes& sum) __attribute__((always_inline)) {
+          sum = load(residual + r * p.residual_stride + v * kLanes) + sum;
+        });
+      }
+      each(tile, [&](int r, int v, Lanes& sum) __attribute__((always_inline)) {
+        store(out + r * p.out_stride + v * kLanes, sum);
+      });
+      return;
+    }
+    each(tile, [&](int r, int v, Lanes& sum) __attribute__((always_inline)) {
+      store(total + r * kColumns + v * kLanes, sum);
+    });
+    if (!last) return;
+    for (int r = 0; r < R; ++r) finish(row + r, total + r * kColumns);
+  }
+
+  template <int R, typename Body>
+  GROUPEDMIXER_STRICT void each(Tile<R, V>& tile, const Body& body) {
+    repeat<R>(
+        GROUPEDMIXER_EACH(r) { repeat<V>(GROUPEDMIXER_EACH(v) { body(r, v, tile.sum[r][v]); }); });
   }
 
   GROUPEDMIXER_STRICT Lanes activate(Activation activation, Lanes value) {
@@ -44,14 +74,14 @@ struct LinearTile {
   }
 
   void finish(int64_t row, const float* sums) const {
-    for (int c = 0; c < kTileVectors; ++c) {
-      const int64_t first = column + c * kLanes;
-      const int64_t valid = p.width - first < kLanes ? p.width - first : kLanes;
+    for (int v = 0; v < V; ++v) {
+      const int64_t begin = column + v * kLanes;
+      const int64_t valid = p.width - begin < kLanes ? p.width - begin : kLanes;
       if (valid <= 0) return;
-      Lanes value = activate(p.activation, load(sums + c * kLanes));
-      float* out = p.out + row * p.out_stride + first;
+      Lanes value = activate(p.activation, load(sums + v * kLanes));
+      float* out = p.out + row * p.out_stride + begin;
       const float* residual =
-          p.residual == nullptr ? nullptr : p.residual + row * p.residual_stride + first;
+          p.residual == nullptr ? nullptr : p.residual + row * p.residual_stride + begin;
       if (valid == kLanes) {
         if (residual != nullptr) value = load(residual) + value;
         store(out, value);
@@ -65,6 +95,36 @@ struct LinearTile {
     }
   }
 };
+
+// All segments of V vectors of columns. R: the most rows of a tile.
+template <int R, int V>
+void run_columns(const LinearParams& p, const float* x, int64_t x_stride, int64_t rows,
+                 int64_t column, float* totals) {
+  const int64_t panel = kPanel * p.depth;
+  const int64_t tiles = (rows + R - 1) / R;
+  for (int64_t k = 0; k < p.depth; k += kSegment) {
+    const int64_t size = p.depth - k < kSegment ? p.depth - k : kSegment;
+    const bool last = k + size == p.depth;
+    const float* weight = p.weight + column / kPanel * panel + k * kPanel + column % kPanel;
+    // The next segment of these panels, or the first one of the next.
+    const float* next =
+        last ? p.weight + (column + V * kLanes) / kPanel * panel : weight + size * kPanel;
+    const auto ahead_row = static_cast<int64_t>(sizeof(float)) * kPanel * size / rows;
+    const auto step = static_cast<int64_t>(sizeof(float)) * kPanel * 2 / tiles;
+    visit_tiles<R>(rows, SegmentTile<V>{p,
+                                        x + k,
+                                        x_stride,
+                                        {weight, panel},
+                                        size,
+                                        k == 0,
+                                        last,
+                                        column,
+                                        totals,
+                                        {reinterpret_cast<const char*>(next), step,
+                                         static_cast<int64_t>(sizeof(float)) * panel},
+                                        ahead_row});
+  }
+}
 
 }  // namespace
 
@@ -106,12 +166,14 @@ void linear(const LinearParams& params) {
       x = p.normed;
       x_stride = p.depth;
     }
-    const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
-    for (int64_t column = 0; column < p.width; column += kTileColumns) {
-      const char* ahead = reinterpret_cast<const char*>(p.weight + (column + kTileColumns) /
-                                                                       kPanel * kPanel * p.depth);
-      const int64_t step = static_cast<int64_t>(sizeof(float)) * kTileColumns / tiles;
-      visit_tiles(rows, LinearTile{block, x, x_stride, column, ahead, step});
+    alignas(64) float totals[kRowBlock * kWideVectors * kLanes];
+    const int64_t end = (p.width + kPanel - 1) / kPanel * kPanel;
+    int64_t column = 0;
+    for (; column + kWideVectors * kLanes <= end; column += kWideVectors * kLanes) {
+      run_columns<kWideRows, kWideVectors>(block, x, x_stride, rows, column, totals);
+    }
+    for (; column < p.width; column += kTileColumns) {
+      run_columns<kTileRows, kTileVectors>(block, x, x_stride, rows, column, totals);
     }
   }
 }

@@ -16,6 +16,10 @@ namespace groupedmixer::strict {
 // Columns of packed weights (packed.h).
 constexpr int64_t kPanel = 32;
 
+// Rows of a linear layer that share a pass over the weights: what a layer norm made of them stays
+// in the second-level cache.
+constexpr int64_t kRowBlock = 96;
+
 // Tokens that go through cross-group attention side by side, one a lane.
 constexpr int64_t kTokenBlock = kLanes;
 
@@ -37,7 +41,7 @@ struct LinearParams {
   int64_t residual_stride = 0;
   const float* norm_weight = nullptr;  // [depth]; null: no layer norm. depth is a multiple of 32
   const float* norm_bias = nullptr;    // [depth]
-  float* normed = nullptr;             // [rows, depth] scratch, receives norm(x)
+  float* normed = nullptr;             // [min(rows, kRowBlock), depth] scratch for norm(x)
 };
 
 // Layer norm of rows; out may be x.

@@ -35,7 +35,8 @@ uint32_t add(uint32_t crc, const AlignedVector& values) {
 }
 
 uint32_t test_linear(const Kernels& kernels, Numbers& numbers) {
-  constexpr int64_t kRows = 15, kDepth = 160, kWidth = 40;
+  // More columns than a wide tile has, and some of another panel.
+  constexpr int64_t kRows = 15, kDepth = 160, kWidth = 72;
   const AlignedVector x = numbers.next(kRows * kDepth), weight = numbers.next(kWidth * kDepth);
   const AlignedVector bias = numbers.next(kWidth), residual = numbers.next(kRows * kWidth);
   const AlignedVector norm_weight = numbers.next(kDepth), norm_bias = numbers.next(kDepth);

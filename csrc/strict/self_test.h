@@ -11,7 +11,7 @@
 
 namespace groupedmixer::strict {
 
-constexpr uint32_t kSelfTestHash = 0x41ca0bc8u;
+constexpr uint32_t kSelfTestHash = 0x6152f5ebu;
 
 uint32_t self_test(const Kernels& kernels);
 

@@ -103,12 +103,8 @@ Tensor pack_weight_cpu(const Tensor& weight) {  // [N, K] float32
   return packed;
 }
 
-// Rows that go through a layer at once: what a layer norm made of them stays in the second-level
-// cache. As many as the kernel takes in one pass over the weights.
-constexpr int64_t kRowBlock = 192;
-
 // Fewer rows would not fill the register tile.
-constexpr int64_t kLeastRows = 14;
+constexpr int64_t kLeastRows = 12;
 
 // A layer in parts, each a range of rows and a range of panels.
 struct Parts {
