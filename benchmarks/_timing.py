@@ -52,11 +52,13 @@ def interleaved(
     """Milliseconds of every call, taken in turns so that noise of the machine hits all alike.
 
     A turn is a pause, a call that is not counted (its threads wake up in it), and ``burst`` calls
-    that are.
+    that are. Every round begins with another call, so that none is always behind the same one.
     """
     samples: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
+    turns = list(calls.items())
+    for first in range(rounds):
+        start_at = first % len(turns)
+        for name, call in turns[start_at:] + turns[:start_at]:
             time.sleep(POOLS_SLEEP)
             call()
             for _ in range(burst):
