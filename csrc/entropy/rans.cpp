@@ -7,10 +7,15 @@
 #include <stdexcept>
 #include <string>
 
+#include "common/isa.h"
+#include "entropy/rans_kernels.h"
 #include "entropy/stream_error.h"
 #include "entropy/varint.h"
 
 namespace groupedmixer::entropy {
+
+GROUPEDMIXER_DECLARE_VARIANTS(RansKernels, rans_kernels)
+
 namespace {
 
 constexpr int kWordBits = 16;
@@ -77,57 +82,144 @@ uint32_t fold_escape(int32_t value, const Table& table) {
                       : 2u * static_cast<uint32_t>(table.offset - 1 - value) + 1u;
 }
 
+// Escapes and far symbols that a kernel may note before it has to come back.
+constexpr int64_t kNoted = 1024;
+
+const RansKernels& kernels() { return GROUPEDMIXER_PICK_VARIANT(rans_kernels); }
+
+int64_t run_decode(DecodeRun& run, const uint8_t* indexes, int64_t count) {
+  return kernels().decode_bytes(run, indexes, count);
+}
+int64_t run_decode(DecodeRun& run, const uint16_t* indexes, int64_t count) {
+  return kernels().decode_words(run, indexes, count);
+}
+int64_t run_look_up(LookUpRun& run, const int16_t* symbols, const uint8_t* indexes, int64_t count) {
+  return kernels().look_up_bytes(run, symbols, indexes, count);
+}
+int64_t run_look_up(LookUpRun& run, const int16_t* symbols, const uint16_t* indexes,
+                    int64_t count) {
+  return kernels().look_up_words(run, symbols, indexes, count);
+}
+
+// The symbols of a group that are not skipped.
+template <typename Index>
+struct Coded {
+  UninitializedVector<Index> indexes;
+  UninitializedVector<int16_t> symbols;  // none for a decoder
+};
+
+// Throws std::invalid_argument at the first index without a table and, where there are symbols, the
+// first one that is skipped but not 0.
+template <typename Index>
+Coded<Index> without_skipped(const int16_t* symbols,  // [count], or null
+                             const Index* indexes,    // [count]
+                             int64_t count, const Tables& tables, int64_t skip_below) {
+  Coded<Index> coded;
+  coded.indexes.resize(static_cast<size_t>(count));
+  if (symbols != nullptr) coded.symbols.resize(static_cast<size_t>(count));
+  Index* index_out = coded.indexes.data();
+  int64_t size = 0;
+  uint32_t wrong = 0;  // of all symbols: what is skipped comes as often as not, so nothing branches
+  const auto keep = [&](int64_t i) {
+    const uint32_t index = indexes[i];
+    const uint32_t is_coded = index >= static_cast<uint32_t>(skip_below);
+    wrong |= index >= static_cast<uint32_t>(tables.size());
+    index_out[size] = indexes[i];
+    return is_coded;
+  };
+  if (symbols == nullptr) {
+    for (int64_t i = 0; i < count; ++i) size += keep(i);
+  } else {
+    int16_t* symbol_out = coded.symbols.data();
+    for (int64_t i = 0; i < count; ++i) {
+      symbol_out[size] = symbols[i];
+      const uint32_t is_coded = keep(i);
+      wrong |= static_cast<uint16_t>(symbols[i]) & (is_coded - 1);
+      size += is_coded;
+    }
+  }
+  for (int64_t i = 0; wrong != 0 && i < count; ++i) {
+    if (indexes[i] >= tables.size()) fail_index(indexes[i], i, tables);
+    if (indexes[i] < skip_below && symbols != nullptr && symbols[i] != 0) {
+      throw std::invalid_argument("symbols must be 0 where indexes < skip_below, got " +
+                                  std::to_string(symbols[i]) + " at position " + std::to_string(i));
+    }
+  }
+  coded.indexes.resize(static_cast<size_t>(size));
+  if (symbols != nullptr) coded.symbols.resize(static_cast<size_t>(size));
+  return coded;
+}
+
 }  // namespace
 
 template <typename Index>
 void Encoder::push(const int16_t* symbols, const Index* indexes, int64_t count,
                    const Tables& tables, int64_t skip_below) {
   check_skip_below(skip_below, tables);
-  const size_t old_size = intervals_.size();
-  const size_t old_escapes = escapes_.size();
-  uint64_t cost = 0;
-  size_t escaped = 0;
-  group_ends_.push_back(old_size);  // nothing behind the loop may run out of memory
+  const size_t old_size = intervals_.size(), old_escapes = escapes_.size();
+  const size_t old_escaped = num_escaped_;
+  const uint64_t old_cost = cost_;
+  group_ends_.push_back(old_size);
   try {
-    intervals_.resize(old_size + static_cast<size_t>(count));
-    Interval* out = intervals_.data() + old_size;
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t index = indexes[i];
-      const int32_t value = symbols[i];
-      if (index < skip_below) {
-        if (value != 0) {
-          throw std::invalid_argument("symbols must be 0 where indexes < skip_below, got " +
-                                      std::to_string(value) + " at position " + std::to_string(i));
-        }
-        continue;
-      }
-      if (index >= tables.size()) fail_index(index, i, tables);
-      const Table& table = tables.table(index);
-      // One unsigned comparison finds values on both sides of the support.
-      uint32_t slot = static_cast<uint32_t>(value - table.offset);
-      if (slot >= static_cast<uint32_t>(table.num_values)) {
-        slot = static_cast<uint32_t>(table.num_values);
-        append_varint(fold_escape(value, table), escapes_);
-        ++escaped;
-      }
-      const EncodeEntry& entry = tables.encode_entries(table)[slot];
-      *out++ = {entry.start, entry.count};
-      cost += entry.cost;
+    if (skip_below == 0) {
+      look_up(symbols, indexes, count, tables);
+    } else {
+      const Coded<Index> coded = without_skipped(symbols, indexes, count, tables, skip_below);
+      look_up(coded.symbols.data(), coded.indexes.data(),
+              static_cast<int64_t>(coded.indexes.size()), tables);
     }
     if (escapes_.size() > kMaxEscapes) {
       throw std::invalid_argument("symbols must leave the escapes below 2^32 bytes, got " +
                                   std::to_string(escapes_.size()));
     }
-    intervals_.resize(static_cast<size_t>(out - intervals_.data()));
   } catch (...) {
     group_ends_.pop_back();
     intervals_.resize(old_size);
     escapes_.resize(old_escapes);
+    num_escaped_ = old_escaped;
+    cost_ = old_cost;
     throw;
   }
   group_ends_.back() = intervals_.size();
-  num_escaped_ += escaped;
-  cost_ += cost;
+}
+
+template <typename Index>
+void Encoder::look_up(const int16_t* symbols, const Index* indexes, int64_t count,
+                      const Tables& tables) {
+  const size_t old_size = intervals_.size();
+  intervals_.resize(old_size + static_cast<size_t>(count));
+  Interval* out = intervals_.data() + old_size;
+  int64_t done = 0;
+  if (kernels().encode != nullptr) {
+    uint32_t escaped[kNoted];
+    int64_t size;
+    do {
+      LookUpRun run{&tables, out + done, escaped, kNoted, 0, 0};
+      size = run_look_up(run, symbols + done, indexes + done, count - done);
+      for (int64_t i = 0; i < run.num_escaped; ++i) {
+        const int64_t position = done + escaped[i];
+        append_varint(fold_escape(symbols[position], tables.table(indexes[position])), escapes_);
+      }
+      num_escaped_ += static_cast<size_t>(run.num_escaped);
+      cost_ += run.cost;
+      done += size;
+    } while (size > 0);
+  }
+  for (; done < count; ++done) {
+    const int64_t index = indexes[done];
+    if (index >= tables.size()) fail_index(index, done, tables);
+    const Table& table = tables.table(index);
+    // One unsigned comparison finds values on both sides of the support.
+    uint32_t slot = static_cast<uint32_t>(symbols[done] - table.offset);
+    if (slot >= static_cast<uint32_t>(table.num_values)) {
+      slot = static_cast<uint32_t>(table.num_values);
+      append_varint(fold_escape(symbols[done], table), escapes_);
+      ++num_escaped_;
+    }
+    const EncodeEntry& entry = tables.encode_entries(table)[slot];
+    out[done] = entry.interval;
+    cost_ += entry.cost;
+  }
 }
 
 template void Encoder::push(const int16_t*, const uint8_t*, int64_t, const Tables&, int64_t);
@@ -159,38 +251,50 @@ std::vector<uint8_t> Encoder::finish(int lanes) const {
   append_varint(escapes_.size(), header);
 
   const size_t state_bytes = static_cast<size_t>(lanes) * kStateBytes;
-  std::vector<uint8_t> buffer(header.size() + state_bytes + 2 * intervals_.size() +
-                              escapes_.size());
-  uint8_t* cursor = buffer.data() + buffer.size();
-  cursor -= escapes_.size();
+  UninitializedVector<uint8_t> buffer(header.size() + state_bytes + 2 * intervals_.size() +
+                                      escapes_.size());
+  uint8_t* const end = buffer.data() + buffer.size();
+  uint8_t* cursor = end - escapes_.size();
   std::copy(escapes_.begin(), escapes_.end(), cursor);
 
   std::array<uint32_t, kMaxLanes> states;
   states.fill(kLowerBound);
-  const size_t lane_mask = static_cast<size_t>(lanes) - 1;
   for (size_t group = group_ends_.size(); group-- > 0;) {
     const size_t begin = group == 0 ? 0 : group_ends_[group - 1];
-    for (size_t i = group_ends_[group]; i-- > begin;) {
-      const uint32_t start = intervals_[i].start;
-      const uint32_t count = intervals_[i].count;
-      uint32_t& state = states[(i - begin) & lane_mask];
-      uint32_t x = state;
-      if (x >= count << kEncodeShift) {
-        cursor -= 2;
-        store_u16(x, cursor);
-        x >>= kWordBits;
-      }
-      const uint32_t quotient = static_cast<uint32_t>(x * kReciprocals[count] >> kReciprocalBits);
-      state = (quotient << kPrecision) + (x - quotient * count) + start;
-    }
+    encode(intervals_.data() + begin, group_ends_[group] - begin, states.data(), lanes, cursor);
   }
 
   cursor -= state_bytes;
   for (int lane = 0; lane < lanes; ++lane) store_u32(states[lane], cursor + kStateBytes * lane);
   cursor -= header.size();
   std::copy(header.begin(), header.end(), cursor);
-  buffer.erase(buffer.begin(), buffer.begin() + (cursor - buffer.data()));
-  return buffer;
+  return {cursor, end};
+}
+
+// A group, last symbol first: what is left of a round, then the whole rounds.
+void Encoder::encode(const Interval* intervals, size_t count, uint32_t* states, int lanes,
+                     uint8_t*& cursor) const {
+  const size_t lane_mask = static_cast<size_t>(lanes) - 1;
+  const bool vectors = kernels().encode != nullptr && lanes % kStates == 0;
+  const size_t whole_rounds = vectors ? count & ~lane_mask : 0;
+  for (size_t i = count; i-- > whole_rounds;) {
+    const uint32_t start = intervals[i].start;
+    const uint32_t share = intervals[i].count;
+    uint32_t& state = states[i & lane_mask];
+    uint32_t x = state;
+    if (x >= share << kEncodeShift) {
+      cursor -= 2;
+      store_u16(x, cursor);
+      x >>= kWordBits;
+    }
+    const uint32_t quotient = static_cast<uint32_t>(x * kReciprocals[share] >> kReciprocalBits);
+    state = (quotient << kPrecision) + (x - quotient * share) + start;
+  }
+  if (whole_rounds > 0) {
+    EncodeRun run{states, lanes, cursor};
+    kernels().encode(run, intervals, static_cast<int64_t>(whole_rounds));
+    cursor = run.cursor;
+  }
 }
 
 Decoder::Decoder(const uint8_t* data, size_t size) : end_(data + size) {
@@ -252,15 +356,53 @@ void Decoder::pop(const Index* indexes, int64_t count, const Tables& tables, int
   require_ready();
   status_ = Status::kFailed;  // until the end is reached
   check_skip_below(skip_below, tables);
+  if (skip_below == 0) {
+    decode(indexes, count, tables, symbols);
+  } else {
+    Coded<Index> coded = without_skipped(nullptr, indexes, count, tables, skip_below);
+    coded.symbols.resize(coded.indexes.size() + 1);  // the loop below reads one behind the last
+    coded.symbols.back() = 0;
+    decode(coded.indexes.data(), static_cast<int64_t>(coded.indexes.size()), tables,
+           coded.symbols.data());
+    const int16_t* next = coded.symbols.data();
+    for (int64_t i = 0; i < count; ++i) {
+      const int is_coded = indexes[i] >= skip_below;
+      symbols[i] = static_cast<int16_t>(*next & -is_coded);
+      next += is_coded;
+    }
+  }
+  status_ = Status::kReady;
+}
+
+template <typename Index>
+void Decoder::decode(const Index* indexes, int64_t count, const Tables& tables, int16_t* symbols) {
+  const auto far_value = [&](int64_t index, uint32_t point) {
+    const Table& table = tables.table(index);
+    const int32_t slot = tables.find_slot(table, point);
+    return slot == table.num_values ? read_escape(table)
+                                    : static_cast<int16_t>(table.offset + slot);
+  };
+  int64_t done = 0;
+  if (kernels().encode != nullptr && lanes_ % kStates == 0) {
+    FarSymbol far[kNoted];
+    int64_t size;
+    do {
+      DecodeRun run{states_.data(), lanes_, word_,  words_end_, &tables,
+                    symbols + done, far,    kNoted, 0};
+      size = run_decode(run, indexes + done, count - done);
+      word_ = run.word;
+      for (int64_t i = 0; i < run.num_far; ++i) {
+        const int64_t position = done + far[i].position;
+        symbols[position] = far_value(indexes[position], far[i].point);
+      }
+      done += size;
+    } while (size > 0);
+  }
   const uint32_t lane_mask = static_cast<uint32_t>(lanes_) - 1;
   uint32_t lane = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t index = indexes[i];
-    if (index < skip_below) {
-      symbols[i] = 0;
-      continue;
-    }
-    if (index >= tables.size()) fail_index(index, i, tables);
+  for (; done < count; ++done) {
+    const int64_t index = indexes[done];
+    if (index >= tables.size()) fail_index(index, done, tables);
     uint32_t x = states_[lane];
     const uint32_t point = x & (kTotal - 1);
     const uint32_t entry = tables.decode_entries(index)[point];
@@ -273,17 +415,11 @@ void Decoder::pop(const Index* indexes, int64_t count, const Tables& tables, int
     }
     states_[lane] = x;
     lane = (lane + 1) & lane_mask;
-
-    const Table& table = tables.table(index);
-    if (entry_code(entry) != kFarCode) {
-      symbols[i] = static_cast<int16_t>(table.near_base + static_cast<int32_t>(entry_code(entry)));
-      continue;
-    }
-    const int32_t slot = tables.find_slot(table, point);
-    symbols[i] =
-        slot == table.num_values ? read_escape(table) : static_cast<int16_t>(table.offset + slot);
+    symbols[done] = entry_code(entry) == kFarCode
+                        ? far_value(index, point)
+                        : static_cast<int16_t>(tables.table(index).near_base +
+                                               static_cast<int32_t>(entry_code(entry)));
   }
-  status_ = Status::kReady;
 }
 
 template void Decoder::pop(const uint8_t*, int64_t, const Tables&, int64_t, int16_t*);

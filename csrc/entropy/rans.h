@@ -16,14 +16,10 @@
 #include <cstdint>
 #include <vector>
 
+#include "common/uninitialized.h"
 #include "entropy/tables.h"
 
 namespace groupedmixer::entropy {
-
-constexpr int kMaxLanes = 32;
-
-// Of a stream's coder states; an encoder starts at it, so a decoder has to end there.
-constexpr uint32_t kLowerBound = 1u << 16;
 
 class Encoder {
  public:
@@ -45,15 +41,16 @@ class Encoder {
   size_t num_escaped() const { return num_escaped_; }
 
  private:
-  struct Interval {
-    uint16_t start;
-    uint16_t count;
-  };
-
+  template <typename Index>
+  void look_up(const int16_t* symbols,  // [count]
+               const Index* indexes,    // [count]
+               int64_t count, const Tables& tables);
   int choose_lanes() const;
+  void encode(const Interval* intervals, size_t count, uint32_t* states, int lanes,
+              uint8_t*& cursor) const;
 
-  std::vector<Interval> intervals_;  // of all coded symbols, in coding order
-  std::vector<size_t> group_ends_;   // in intervals_
+  UninitializedVector<Interval> intervals_;  // of all coded symbols, in coding order
+  std::vector<size_t> group_ends_;           // in intervals_
   std::vector<uint8_t> escapes_;
   size_t num_escaped_ = 0;
   uint64_t cost_ = 0;  // of intervals_, in units of 2^-kCostBits bits
@@ -81,6 +78,8 @@ class Decoder {
   enum class Status { kReady, kFailed, kFinished };
 
   void require_ready() const;
+  template <typename Index>
+  void decode(const Index* indexes, int64_t count, const Tables& tables, int16_t* symbols);
   int16_t read_escape(const Table& table);
 
   int lanes_ = 0;

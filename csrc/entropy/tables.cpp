@@ -127,7 +127,7 @@ void Tables::append_table(const uint16_t* counts, int32_t size, int32_t offset) 
   for (int32_t slot = 0; slot < size; ++slot) {
     const uint32_t count = counts[slot];
     encode_entries_.push_back(
-        {static_cast<uint16_t>(start), static_cast<uint16_t>(count), costs[count]});
+        {{static_cast<uint16_t>(start), static_cast<uint16_t>(count)}, costs[count]});
     const int32_t distance_from_base = slot - near_slot;
     const bool is_near = slot < num_values && distance_from_base >= 0 &&
                          distance_from_base < static_cast<int32_t>(kFarCode);
@@ -141,9 +141,9 @@ void Tables::append_table(const uint16_t* counts, int32_t size, int32_t offset) 
 
 int32_t Tables::find_slot(const Table& table, uint32_t point) const {
   const EncodeEntry* begin = encode_entries(table);
-  const EncodeEntry* after =
-      std::upper_bound(begin, begin + table.num_values + 1, point,
-                       [](uint32_t p, const EncodeEntry& entry) { return p < entry.start; });
+  const EncodeEntry* after = std::upper_bound(
+      begin, begin + table.num_values + 1, point,
+      [](uint32_t p, const EncodeEntry& entry) { return p < entry.interval.start; });
   return static_cast<int32_t>(after - begin) - 1;
 }
 

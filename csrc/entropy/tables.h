@@ -9,6 +9,7 @@
 
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -17,6 +18,11 @@ namespace groupedmixer::entropy {
 constexpr int kPrecision = 12;
 constexpr uint32_t kTotal = 1u << kPrecision;
 
+// Of a stream's coder states, of which a stream has up to kMaxLanes. An encoder starts at the
+// bound, so a decoder has to end there.
+constexpr int kMaxLanes = 32;
+constexpr uint32_t kLowerBound = 1u << 16;
+
 // A table takes 16 KiB of memory but as little as 10 bytes of a file; this bounds what a hostile
 // file can ask for to 64 MiB.
 constexpr int64_t kMaxTables = 4096;
@@ -24,10 +30,15 @@ constexpr int64_t kMaxTables = 4096;
 // Fraction bits of the costs in EncodeEntry.
 constexpr int kCostBits = 16;
 
+// A slot's part of the probability line.
+struct Interval {
+  uint16_t start;  // sum of the counts before the slot
+  uint16_t count;
+};
+
 // What the encoder needs to know of a slot.
 struct EncodeEntry {
-  uint16_t start;  // sum of the counts before this slot
-  uint16_t count;
+  Interval interval;
   uint32_t cost;  // kPrecision - log2(count), in units of 2^-kCostBits bits, rounded up
 };
 
@@ -64,9 +75,11 @@ class Tables {
          int64_t num_tables);
 
   int64_t size() const { return static_cast<int64_t>(tables_.size()); }
-  const Table& table(int64_t index) const { return tables_[index]; }
+  const Table& table(int64_t index) const { return tables_[static_cast<size_t>(index)]; }
+  const Table* all() const { return tables_.data(); }  // [size()]
 
-  // The table's num_values + 1 slots.
+  // Of all tables; a table's num_values + 1 slots begin at its `first`.
+  const EncodeEntry* encode_entries() const { return encode_entries_.data(); }
   const EncodeEntry* encode_entries(const Table& table) const {
     return encode_entries_.data() + table.first;
   }
