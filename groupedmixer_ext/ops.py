@@ -5,6 +5,7 @@ They give the same bits on every instruction set, with any number of threads and
 CUDA variant, on every device. `reference` holds the same functions in plain PyTorch and NumPy.
 
 - `quantize_group`, `scale_indexes`, `dequantize_group`: on the CPU and, where built, on CUDA
+- `rans_encode`, `rans_decode`: `groupedmixer_ext.rans` for tensors, on the CPU
 - the layers, `pack_weight` to `add_half_tanh`: docs/numerics.md on the CPU, on PyTorch's threads:
   ``torch.get_num_threads()`` of them, or less where there is little to do. Infinity and NaN are not
   looked for, and what comes of them is not defined.
@@ -20,6 +21,8 @@ from typing import cast
 
 import torch
 from torch import Tensor
+
+from groupedmixer_ext import rans
 
 __all__ = [
     "ISAS",
@@ -38,6 +41,8 @@ __all__ = [
     "pack_conv3x3",
     "pack_weight",
     "quantize_group",
+    "rans_decode",
+    "rans_encode",
     "scale_indexes",
     "window_attention",
 ]
@@ -213,6 +218,77 @@ def dequantize_group(
     """
     _require_usable(symbols=symbols, mean=mean)
     return cast(Tensor, torch.ops.groupedmixer.dequantize_group.default(symbols, mean))
+
+
+def rans_encode(
+    symbols: Tensor,  # [...] int16
+    indexes: Tensor,  # [...] uint8 or uint16
+    tables: rans.Tables,
+    lanes: int = 0,
+    skip_below: int = 0,
+) -> Tensor:
+    """Encodes symbols as one stream of docs/bitstream.md, section 3.
+
+    Several groups in one stream, or groups that depend on each other: `groupedmixer_ext.rans`.
+
+    Parameters
+    ----------
+    symbols : int16 tensor, contiguous, on the CPU  # [...]
+    indexes : uint8 or uint16 tensor, contiguous, on the CPU  # [...], as symbols
+        The table of each symbol.
+    tables : groupedmixer_ext.rans.Tables
+    lanes : {0, 1, 4, 8, 16, 32}
+        Number of interleaved coder states; 0: chosen from the size.
+    skip_below : int
+        Symbols with a lower index must be 0 and take no part in the stream.
+
+    Returns
+    -------
+    stream : uint8 tensor  # [number of bytes]
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is wrong.
+    """
+    _require_on_cpu(symbols=symbols, indexes=indexes)
+    stream = rans.encode(symbols.numpy(), indexes.numpy(), tables, lanes, skip_below)
+    return torch.frombuffer(bytearray(stream), dtype=torch.uint8)
+
+
+def rans_decode(
+    stream: Tensor,  # [number of bytes] uint8
+    indexes: Tensor,  # [...] uint8 or uint16
+    tables: rans.Tables,
+    skip_below: int = 0,
+) -> Tensor:
+    """Decodes a stream of `rans_encode`.
+
+    Parameters
+    ----------
+    stream : uint8 tensor, contiguous, on the CPU  # [number of bytes]
+    indexes : uint8 or uint16 tensor, contiguous, on the CPU  # [...]
+        The same as were given to the encoder, and so `tables` and `skip_below`.
+
+    Returns
+    -------
+    symbols : int16 tensor  # [...], as indexes
+
+    Raises
+    ------
+    groupedmixer_ext.rans.RansError
+        If the stream is damaged.
+    TypeError, ValueError
+        If an argument is wrong.
+    """
+    _require_on_cpu(stream=stream, indexes=indexes)
+    if stream.dtype != torch.uint8 or stream.dim() != 1 or not stream.is_contiguous():
+        raise TypeError(
+            f"stream must be a contiguous uint8 tensor of one dimension, got {stream.dtype} of "
+            f"shape {list(stream.shape)}"
+        )
+    data = stream.numpy().tobytes()
+    return torch.from_numpy(rans.decode(data, indexes.numpy(), tables, skip_below))
 
 
 def pack_weight(weight: Tensor) -> Tensor:  # [N, K] float32

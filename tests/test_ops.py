@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import groupedmixer_ext
-from groupedmixer_ext import _build_info, info, ops, reference
+from groupedmixer_ext import _build_info, info, ops, rans, reference, tables
 
 ROOT = Path(__file__).resolve().parent.parent
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -182,6 +182,34 @@ def test_one_list_of_variants() -> None:
 
 def test_numbers_that_are_not_finite(device: str) -> None:
     check_not_finite(device)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16])
+def test_coding_tensors_is_coding_arrays(dtype: torch.dtype) -> None:
+    built = tables.gaussian_tables([0.5, 3.0])
+    symbols = torch.arange(-30, 30, dtype=torch.int16).view(3, 20)
+    indexes = (torch.arange(60) % 2).view(3, 20).to(dtype)
+    stream = ops.rans_encode(symbols, indexes, built, lanes=16)
+    assert stream.dtype == torch.uint8
+    expected = rans.encode(symbols.numpy(), indexes.numpy(), built, lanes=16)
+    assert bytes(stream.numpy()) == expected
+    decoded = ops.rans_decode(stream, indexes, built)
+    assert decoded.dtype == torch.int16 and torch.equal(decoded, symbols)
+
+
+def test_coding_tensors_argument_errors() -> None:
+    built = tables.gaussian_tables([1.0])
+    symbols, indexes = torch.zeros(4, dtype=torch.int16), torch.zeros(4, dtype=torch.uint8)
+    with pytest.raises(TypeError, match="symbols must be of int16, got int32"):
+        ops.rans_encode(symbols.int(), indexes, built)
+    with pytest.raises(ValueError, match="symbols must be C-contiguous"):
+        ops.rans_encode(symbols.repeat(2)[::2], indexes, built)
+    with pytest.raises(RuntimeError, match="indexes must be on the CPU, got meta"):
+        ops.rans_encode(symbols, indexes.to("meta"), built)
+    with pytest.raises(TypeError, match="stream must be a contiguous uint8 tensor"):
+        ops.rans_decode(symbols, indexes, built)
+    with pytest.raises(rans.RansError, match="empty"):
+        ops.rans_decode(indexes[:0], indexes, built)
 
 
 def test_tensors_that_require_grad_are_refused() -> None:

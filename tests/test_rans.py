@@ -378,3 +378,32 @@ def test_imports_without_torch() -> None:
         "assert len(tables.gaussian_tables([1.0])) == 1\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_many_streams_are_those_of_encode_whatever_the_threads() -> None:
+    generator = np.random.default_rng(5)
+    built = tables.gaussian_tables(np.array([0.3, 2.0, 20.0]))
+    groups = []
+    for size in (0, 1, 700, 40000):
+        indexes = generator.integers(0, 3, size).astype(np.uint8)
+        groups.append((np.round(generator.normal(0, 3, size)).astype(np.int16), indexes))
+    expected = [rans.encode(symbols, indexes, built) for symbols, indexes in groups]
+    for threads in (0, 1, 2, 9):
+        assert rans.encode_many(groups, built, threads=threads) == expected
+        decoded = rans.decode_many(expected, [group[1] for group in groups], built, threads=threads)
+        for symbols, group in zip(decoded, groups, strict=True):
+            assert np.array_equal(symbols, group[0])
+    assert rans.encode_many([], built) == []
+
+
+def test_many_streams_argument_errors() -> None:
+    built = tables.gaussian_tables(np.array([1.0]))
+    group = (zeros(3).astype(np.int16), np.zeros(3, np.uint8))
+    with pytest.raises(ValueError, match="threads must be at least 0, got -1"):
+        rans.encode_many([group], built, threads=-1)
+    with pytest.raises(ValueError, match="indexes must be as many as streams, 1, got 0"):
+        rans.decode_many([b"x"], [], built)
+    with pytest.raises(rans.RansError, match="lane code"):
+        rans.decode_many([b"x", b"y"], [group[1], group[1]], built)
+    with pytest.raises(ValueError, match="indexes must be below 1"):
+        rans.encode_many([group, (group[0], group[1] + 1)], built, threads=2)
