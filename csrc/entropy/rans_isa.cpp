@@ -19,13 +19,10 @@ constexpr int kVectors = kMaxLanes / kStates;  // of the largest round
 constexpr int64_t kWordBytes = 2;
 constexpr int64_t kRoundBytes = kWordBytes * kMaxLanes;  // the most that a round reads
 
-// A table's field, for the fields' place in Table.
-GROUPEDMIXER_STATES States table_field(const Tables& tables, States index, int field) {
-  static_assert(sizeof(Table) == 16);
-  const auto* fields = reinterpret_cast<const uint32_t*>(tables.all());
-  return gather(fields + field, shift_left<2>(index));
+GROUPEDMIXER_STATES States near_base(const Tables& tables, States index) {
+  static_assert(sizeof(Table) == 4 * sizeof(uint32_t));
+  return gather(&tables.all()->near_base, shift_left<2>(index));
 }
-constexpr int kOffset = 0, kNumValues = 1, kNearBase = 2, kFirst = 3;
 
 __attribute__((noinline)) void note_far(DecodeRun& run, Mask mask, States point, int64_t begin) {
   uint32_t points[kStates];
@@ -86,7 +83,7 @@ int64_t decode_rounds(DecodeRun& run, const Index* indexes, int64_t count) {
     for (int v = 0; v < V; ++v) {
       state[v] = next[v];
       const States code = shift_right<2 * kPrecision>(entry[v]);
-      store(run.symbols + done + v * kStates, table_field(tables, index[v], kNearBase) + code);
+      store(run.symbols + done + v * kStates, near_base(tables, index[v]) + code);
       const Mask far = 0xffff ^ below(code, all(kFarCode));
       if (far != 0) note_far(run, far, point[v], done + v * kStates);
     }
@@ -118,10 +115,12 @@ int64_t look_up(LookUpRun& run, const int16_t* symbols, const Index* indexes, in
       const States index = load(indexes + done);
       stop = below(index, num_tables) != 0xffff || run.num_escaped + kStates > run.escaped_capacity;
       if (stop) break;
-      const States values = table_field(tables, index, kNumValues);
-      const States slot = load(symbols + done) - table_field(tables, index, kOffset);
+      const Pairs range = gather_pairs(tables.slot_ranges(), index);
+      const States offset = sign_extended(range.second);
+      const States values = shift_right<16>(range.second);
       // As an unsigned number a slot is too large on either side of the table.
-      const States entry = table_field(tables, index, kFirst) + smaller(slot, values);
+      const States slot = load(symbols + done) - offset;
+      const States entry = range.first + offset + smaller(slot, values);
       const Pairs pairs = gather_pairs(tables.encode_entries(), entry);
       store(reinterpret_cast<uint32_t*>(run.intervals + done), pairs.first);
       cost = cost + pairs.second;
@@ -148,8 +147,7 @@ void encode_rounds(EncodeRun& run, const Interval* intervals, int64_t count) {
       const States count_of = shift_right<16>(interval);
       const Mask full = 0xffff ^ below(shift_right<32 - kPrecision>(state[v]), count_of);
       const States x = spill(state[v], full, cursor);
-      // quotient << kPrecision + remainder + start
-      state[v] = x + start + quotient(x, count_of) * (all(kTotal) - count_of);
+      state[v] = spread(x, count_of) + start;
     }
   }
   for (int v = 0; v < V; ++v) store(run.states + v * kStates, state[v]);

@@ -9,6 +9,8 @@
 #include <array>
 #include <cstdint>
 
+#include "entropy/tables.h"
+
 namespace groupedmixer::entropy::GROUPEDMIXER_VARIANT {
 
 #define GROUPEDMIXER_STATES static inline __attribute__((always_inline))
@@ -118,6 +120,11 @@ template <int Bits>
 GROUPEDMIXER_STATES States shift_right(States a) {
   return {{_mm256_srli_epi32(a.v[0], Bits), _mm256_srli_epi32(a.v[1], Bits)}};
 }
+// Of the low 16 bits.
+GROUPEDMIXER_STATES States sign_extended(States a) {
+  return {{_mm256_srai_epi32(_mm256_slli_epi32(a.v[0], 16), 16),
+           _mm256_srai_epi32(_mm256_slli_epi32(a.v[1], 16), 16)}};
+}
 GROUPEDMIXER_STATES States smaller(States a, States b) {
   return {{_mm256_min_epu32(a.v[0], b.v[0]), _mm256_min_epu32(a.v[1], b.v[1])}};
 }
@@ -191,24 +198,28 @@ GROUPEDMIXER_STATES States spill(States x, Mask mask, uint8_t*& cursor) {
   return x;
 }
 
-// x / count for x < count << 20 and count < 4096. Three operations that round in any direction err
-// by less than 2^-21 of a quotient below 2^20: it is one too large or one too small at most.
-GROUPEDMIXER_STATES States quotient(States x, States count) {
-  States q;
+// (x / count << kPrecision) + x % count for x < count << 20 and 1 <= count < kTotal. Four
+// operations that round in any direction err by less than 2^-21 of a quotient below 2^20: it is one
+// too large or one too small at most. What does not depend on x can be ready before x is: chains of
+// states are what a round waits for.
+GROUPEDMIXER_STATES States spread(States x, States count) {
+  States result;
   for (int half = 0; half < 2; ++half) {
     const __m256i v = x.v[half], c = count.v[half];
+    const __m256 reciprocal = _mm256_div_ps(_mm256_set1_ps(1.0f), _mm256_cvtepi32_ps(c));
+    const __m256i gap = _mm256_sub_epi32(_mm256_set1_epi32(kTotal), c);
     const __m256 high = _mm256_cvtepi32_ps(_mm256_srli_epi32(v, 16));
     const __m256 low = _mm256_cvtepi32_ps(_mm256_and_si256(v, _mm256_set1_epi32(0xffff)));
     const __m256 number = _mm256_add_ps(_mm256_mul_ps(high, _mm256_set1_ps(65536.0f)), low);
-    const __m256i estimate = _mm256_cvttps_epi32(_mm256_div_ps(number, _mm256_cvtepi32_ps(c)));
-    const __m256i rest = _mm256_sub_epi32(v, _mm256_mullo_epi32(estimate, c));
-    const __m256i too_large = _mm256_cmpgt_epi32(_mm256_setzero_si256(), rest);  // -1 where so
-    const __m256i fits = _mm256_cmpgt_epi32(c, rest);                            // -1 where so
-    // estimate + too_large + 1 + fits
-    q.v[half] = _mm256_add_epi32(_mm256_add_epi32(estimate, too_large),
-                                 _mm256_add_epi32(fits, _mm256_set1_epi32(1)));
+    const __m256i q = _mm256_cvttps_epi32(_mm256_mul_ps(number, reciprocal));
+    const __m256i rest = _mm256_sub_epi32(v, _mm256_mullo_epi32(q, c));
+    const __m256i almost = _mm256_add_epi32(v, _mm256_mullo_epi32(q, gap));
+    const __m256i too_large = _mm256_cmpgt_epi32(_mm256_setzero_si256(), rest);
+    const __m256i fits = _mm256_cmpgt_epi32(c, rest);  // or q is too small
+    result.v[half] = _mm256_add_epi32(_mm256_sub_epi32(almost, _mm256_and_si256(too_large, gap)),
+                                      _mm256_andnot_si256(fits, gap));
   }
-  return q;
+  return result;
 }
 
 }  // namespace groupedmixer::entropy::GROUPEDMIXER_VARIANT

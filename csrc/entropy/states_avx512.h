@@ -8,6 +8,8 @@
 
 #include <cstdint>
 
+#include "entropy/tables.h"
+
 namespace groupedmixer::entropy::GROUPEDMIXER_VARIANT {
 
 #define GROUPEDMIXER_STATES static inline __attribute__((always_inline))
@@ -44,6 +46,10 @@ GROUPEDMIXER_STATES States shift_left(States a) {
 template <int Bits>
 GROUPEDMIXER_STATES States shift_right(States a) {
   return {_mm512_srli_epi32(a.v, Bits)};
+}
+// Of the low 16 bits.
+GROUPEDMIXER_STATES States sign_extended(States a) {
+  return {_mm512_srai_epi32(_mm512_slli_epi32(a.v, 16), 16)};
 }
 GROUPEDMIXER_STATES Mask below(States a, States b) { return _mm512_cmplt_epu32_mask(a.v, b.v); }
 GROUPEDMIXER_STATES States smaller(States a, States b) { return {_mm512_min_epu32(a.v, b.v)}; }
@@ -89,16 +95,20 @@ GROUPEDMIXER_STATES States spill(States x, Mask mask, uint8_t*& cursor) {
   return {_mm512_mask_srli_epi32(x.v, lanes, x.v, 16)};
 }
 
-// x / count for x < count << 20 and count < 4096. With every operation rounded down the float
-// quotient is at most the true one and less than 1 below it.
-GROUPEDMIXER_STATES States quotient(States x, States count) {
+// (x / count << kPrecision) + x % count for x < count << 20 and 1 <= count < kTotal. With every
+// operation rounded down the float quotient is at most the true one and less than 1 below it. What
+// does not depend on x can be ready before x is: chains of states are what a round waits for.
+GROUPEDMIXER_STATES States spread(States x, States count) {
   constexpr int kDown = _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC;
+  const __m512 reciprocal =
+      _mm512_div_round_ps(_mm512_set1_ps(1.0f), _mm512_cvtepu32_ps(count.v), kDown);
+  const __m512i gap = _mm512_sub_epi32(_mm512_set1_epi32(kTotal), count.v);
   const __m512 estimate =
-      _mm512_div_round_ps(_mm512_cvt_roundepu32_ps(x.v, kDown), _mm512_cvtepu32_ps(count.v), kDown);
+      _mm512_mul_round_ps(_mm512_cvt_roundepu32_ps(x.v, kDown), reciprocal, kDown);
   const __m512i q = _mm512_cvtt_roundps_epu32(estimate, _MM_FROUND_NO_EXC);
   const __m512i rest = _mm512_sub_epi32(x.v, _mm512_mullo_epi32(q, count.v));
-  const __mmask16 short_of = _mm512_cmpge_epu32_mask(rest, count.v);
-  return {_mm512_mask_add_epi32(q, short_of, q, _mm512_set1_epi32(1))};
+  const __m512i almost = _mm512_add_epi32(x.v, _mm512_mullo_epi32(q, gap));
+  return {_mm512_mask_add_epi32(almost, _mm512_cmpge_epu32_mask(rest, count.v), almost, gap)};
 }
 
 }  // namespace groupedmixer::entropy::GROUPEDMIXER_VARIANT

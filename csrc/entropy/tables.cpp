@@ -108,6 +108,7 @@ Tables::Tables(const uint16_t* counts, int64_t num_counts, const int32_t* sizes,
   }
 
   tables_.reserve(num_tables);
+  slot_ranges_.reserve(num_tables);
   encode_entries_.reserve(num_counts);
   decode_entries_.reserve(num_tables * kTotal);
   first = 0;
@@ -123,6 +124,8 @@ void Tables::append_table(const uint16_t* counts, int32_t size, int32_t offset) 
   const int32_t near_slot = heaviest_window(counts, num_values);
   tables_.push_back(
       {offset, num_values, offset + near_slot, static_cast<uint32_t>(encode_entries_.size())});
+  slot_ranges_.push_back({tables_.back().first - static_cast<uint32_t>(offset),
+                          static_cast<int16_t>(offset), static_cast<uint16_t>(num_values)});
   uint32_t start = 0;
   for (int32_t slot = 0; slot < size; ++slot) {
     const uint32_t count = counts[slot];

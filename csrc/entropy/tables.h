@@ -64,6 +64,14 @@ struct Table {
   uint32_t first;      // the table's first EncodeEntry in the set
 };
 
+// Of a table, as one number to load: its value's slot is value - offset, and value 0 would have the
+// EncodeEntry entry_of_zero (modulo 2^32) of the set.
+struct SlotRange {
+  uint32_t entry_of_zero;
+  int16_t offset;
+  uint16_t num_values;
+};
+
 // A validated, immutable set of tables.
 class Tables {
  public:
@@ -76,7 +84,8 @@ class Tables {
 
   int64_t size() const { return static_cast<int64_t>(tables_.size()); }
   const Table& table(int64_t index) const { return tables_[static_cast<size_t>(index)]; }
-  const Table* all() const { return tables_.data(); }  // [size()]
+  const Table* all() const { return tables_.data(); }                   // [size()]
+  const SlotRange* slot_ranges() const { return slot_ranges_.data(); }  // [size()]
 
   // Of all tables; a table's num_values + 1 slots begin at its `first`.
   const EncodeEntry* encode_entries() const { return encode_entries_.data(); }
@@ -96,6 +105,7 @@ class Tables {
   void append_table(const uint16_t* counts, int32_t size, int32_t offset);
 
   std::vector<Table> tables_;
+  std::vector<SlotRange> slot_ranges_;
   std::vector<EncodeEntry> encode_entries_;
   std::vector<uint32_t> decode_entries_;  // [num_tables, kTotal]
 };
