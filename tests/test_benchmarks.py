@@ -254,6 +254,31 @@ def test_bench_attention_writes_what_tools_read(tmp_path: Path) -> None:
     assert all(run["times_ours"] > 0 for run in runs)
 
 
+def test_bench_accelerate_writes_what_tools_read(tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    options = ("--models", "mbt2018-mean", "--height", "64", "--width", "64", "--threads", "1")
+    rest = ("--rounds", "1", "--total-rounds", "1", "--json", str(path))
+    result = run("bench_accelerate.py", *options, *rest)
+    assert result.returncode == 0, result.stderr
+    runs = json.loads(path.read_text())["runs"]
+    assert {run["format"] for run in runs} == {"None", "compressai", "groupedmixer"}
+    assert {(run["direction"], run["part"]) for run in runs} == {
+        (direction, part) for direction in ("encode", "decode") for part in ("entropy", "total")
+    }
+    assert all(run["times_faster"] > 0 and run["bytes"] > 0 for run in runs)
+
+
+def test_wrong_strings_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = load(monkeypatch, "bench_accelerate")
+    x = torch.rand(1, 3, 64, 64)
+    model = bench.mean_scale_model(x)
+    with torch.no_grad():
+        subjects = {str(format): bench.Subject(model, format, x) for format in bench.FORMATS}
+    bench.check(subjects)
+    with pytest.raises(ValueError, match="format compressai is wrong"):
+        bench.check({**subjects, "compressai": subjects["groupedmixer"]})
+
+
 @pytest.mark.parametrize("kind", ["matmul", "sdpa", "sum"])
 def test_torch_attention_of_the_benchmark_is_right(
     monkeypatch: pytest.MonkeyPatch, kind: str
@@ -266,6 +291,67 @@ def test_torch_attention_of_the_benchmark_is_right(
     attention.check(kind, found, expected)
     with pytest.raises(ValueError, match="wrong"):
         attention.check(kind, found.roll(1, 0), expected)
+
+
+@pytest.mark.parametrize("isas", ["this", pytest.param("all", marks=pytest.mark.slow)])
+def test_bench_rans_writes_what_tools_read(tmp_path: Path, isas: str) -> None:
+    path = tmp_path / "out.json"
+    options = ("--inputs", "lognormal", "--symbols", "5000", "--threads", "2", "--rounds", "1")
+    coders = ("--coders", "groupedmixer", "compressai", "compressai-from-tensors")
+    only = ("--this-isa-only",) if isas == "this" else ()
+    result = run("bench_rans.py", *options, *only, *coders, "--json", str(path))
+    assert result.returncode == 0, result.stderr
+    found = json.loads(path.read_text())
+    assert {"cpu", "threads", "libraries"} <= set(found["environment"])
+    runs = found["runs"]
+    expected = {ops.active_isa()} if only else set(filter(ops.isa_available, ops.ISAS))
+    assert {(run["coder"], run["isa"], run["threads"]) for run in runs} == {
+        *(("groupedmixer", isa, threads) for isa in expected for threads in (1, 2)),
+        ("compressai", None, 1),
+        ("compressai-from-tensors", None, 1),
+    }
+    for measured in runs:
+        assert measured["input"] == "lognormal"
+        assert measured["encode_msym_s"] > 0 and measured["decode_msym_s"] > 0
+        assert measured["encode_best_msym_s"] >= measured["encode_msym_s"]
+        assert 0.99 < measured["bytes"] / measured["ideal_bytes"] < 1.05
+    sizes = {(run["threads"], run["bytes"]) for run in runs if run["coder"] == "groupedmixer"}
+    assert len(sizes) == 2  # the bytes do not depend on the instruction set
+
+
+@pytest.mark.parametrize("coder", ["constriction", "constriction-range", "constriction-by-table"])
+def test_peers_of_the_coder_near_their_ideal(monkeypatch: pytest.MonkeyPatch, coder: str) -> None:
+    pytest.importorskip("constriction")
+    peers, bench = load(monkeypatch, "_rans_peers"), load(monkeypatch, "bench_rans")
+    (contender,) = peers.make_contenders([coder], bench._lognormal(20_000), 1)
+    assert 1 <= 8 * contender.num_bytes / contender.ideal_bits < 1.01
+
+
+def test_a_wrong_coder_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    peers, bench = load(monkeypatch, "_rans_peers"), load(monkeypatch, "bench_rans")
+    data = bench._lognormal(1000)
+    monkeypatch.setattr(peers.rans, "decode", lambda *_: np.zeros(1000, np.int16))
+    for threads in (1, 2):
+        with pytest.raises(ValueError, match="groupedmixer does not decode what it coded"):
+            peers._groupedmixer(data, threads)
+
+
+def test_coded_size_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    coded_size, symbols = load(monkeypatch, "coded_size"), load(monkeypatch, "_symbols")
+    model = groupedmixer.load_model("rt")
+    picture = load(monkeypatch, "_pictures").photo(128, 192)
+    tables = model.latent_codec.y_tables.build()
+    found = symbols.latent_symbols(model, picture, 4.0)
+    row = coded_size.measure(found, tables, coded_size.ExpectedLoss(tables))
+    parts = sum(row[part] for part in coded_size.PARTS)
+    assert math.isclose(8 * row["bytes"], row["model_bits"] + parts)
+    # states and header, and what is left of each lane's last word
+    assert 32 * row["lanes"] + 16 - 17 * row["lanes"] <= row["flush"] <= 49 * row["lanes"] + 64
+    assert 0 < row["expected"] < 0.003 * row["model_bits"]
+    with torch.no_grad():
+        x = torch.from_numpy(picture.rgb).permute(2, 0, 1)[None].float() / 255
+        likelihoods = model(x, 4.0)["likelihoods"]["y"].double()
+    assert math.isclose(-likelihoods.log2().sum(), row["model_bits"], rel_tol=1e-4)
 
 
 def test_cost_curves_write_a_table(tmp_path: Path) -> None:
