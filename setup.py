@@ -3,6 +3,7 @@
 
 - ``groupedmixer_ext._C``: the torch operators, on torch's stable ABI, with or without CUDA
 - ``groupedmixer_ext._rans``: the entropy coder, without torch
+- ``groupedmixer_ext._compressai``: compressai's entropy coding, without torch
 - ``groupedmixer_ext._engine``: whole latents and pictures, without torch
 
 A source's name says how it is compiled:
@@ -56,6 +57,7 @@ CXX_FLAGS = [
 NVCC_FLAGS = [
     "-O3",
     "--fmad=false",
+    "--expt-relaxed-constexpr",  # the constexpr functions that both sides share
     "-Xcompiler=-Wall,-Wextra,-ffp-contract=off,-fvisibility=hidden",
 ]
 # Of what knows no torch; torch chooses the standard of the rest.

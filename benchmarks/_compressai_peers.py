@@ -22,14 +22,14 @@ from compressai.models import Cheng2020Anchor
 from compressai.models.sensetime import Elic2022Chandelier, Elic2022Official
 from torch import Tensor, nn
 
-__all__ = ["CompressaiPeer", "cheng2020_peer", "elic_peer", "make_peer"]
+__all__ = ["CompressaiPeer", "Kind", "calibrated", "cheng2020_peer", "elic_peer", "make_peer"]
 
 _SIGMA = 0.45
 _STRIDE = 64  # of z: pictures are padded to it, as CompressAI's own evaluation does
 _CALIBRATION = 256  # pixels along a side
 
 
-class _Kind(NamedTuple):
+class Kind(NamedTuple):
     """A model and where its parts are."""
 
     model: Any
@@ -173,17 +173,17 @@ def elic_peer(x: Tensor) -> CompressaiPeer:
         codings = [
             codec.entropy_parameters[-1] for codec in model.latent_codec["y"].latent_codec.values()
         ]
-        calibrated = _calibrated(_Kind(model, codings, kind is Elic2022Official, model.g_a[-2]), x)
-        peers += _formats(calibrated, kind.__name__, x)
+        ready = calibrated(Kind(model, codings, kind is Elic2022Official, model.g_a[-2]), x)
+        peers += _formats(ready, kind.__name__, x)
     return _fastest(peers)
 
 
 def cheng2020_peer(x: Tensor) -> CompressaiPeer:
     """Cheng 2020 anchor (arXiv 2001.01568), N = 192, whose context model decodes pixel by pixel."""
     model = Cheng2020Anchor(N=192)
-    kind = _Kind(model, [model.entropy_parameters[-1]], True, model.g_a[-1])
+    kind = Kind(model, [model.entropy_parameters[-1]], True, model.g_a[-1])
     # Its time is the loop over pixels, which the memory format does not touch.
-    return CompressaiPeer(_calibrated(kind, x), "Cheng2020Anchor", x)
+    return CompressaiPeer(calibrated(kind, x), "Cheng2020Anchor", x)
 
 
 def _formats(model: Any, name: str, x: Tensor) -> list[CompressaiPeer]:
@@ -205,7 +205,7 @@ def _fastest(peers: list[CompressaiPeer]) -> CompressaiPeer:
 
 
 @torch.no_grad()
-def _calibrated(kind: _Kind, x: Tensor) -> Any:
+def calibrated(kind: Kind, x: Tensor) -> Any:
     """The model, its latent at sigma 0.45 and its predicted scales around that."""
     torch.manual_seed(0)
     model = kind.model.eval()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from groupedmixer_ext import __version__
 
 if TYPE_CHECKING:
+    from .acceleration import accelerate
     from .codec import Codec
     from .config import CONFIGS, Config, get_config
     from .errors import GmxError
@@ -35,6 +36,7 @@ _HOME = {
     "GroupedMixerLatentCodec": "latent_codec",
     "Picture": "images",
     "Weights": "export",
+    "accelerate": "acceleration",
     "export_weights": "export",
     "load_weights": "export",
     "save_weights": "export",
@@ -55,6 +57,7 @@ __all__ = [
     "Picture",
     "Weights",
     "__version__",
+    "accelerate",
     "available",
     "export_weights",
     "get_config",
