@@ -13,11 +13,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import golden_cases
 import numpy as np
 import pytest
 import torch
 from conftest import picture, random_model
 from PIL import Image
+from test_container import chunk, repaired
 
 import groupedmixer
 from groupedmixer import cli, container, tiled
@@ -192,6 +194,62 @@ def test_damage_under_a_repaired_checksum_is_an_error(tiny_codec: groupedmixer.C
         forged = container.write(dataclasses.replace(file, tiles=(tile,)))
         with pytest.raises(ArithmeticMismatchError):
             tiny_codec.decompress(forged)
+
+
+def damaged_payloads(source: random.Random, data: bytes) -> bytes:
+    """Some bytes of the tile table or of the streams changed, removed or added, well framed."""
+    chunks = container.read_chunks(data)
+    framed = sum(len(chunk(one.type.encode(), bytes(one.payload))) for one in chunks)
+    result = data[: len(data) - framed]
+    chosen = source.choice(("TILE", "STRM", "STRM"))
+    for one in chunks:
+        payload = bytearray(one.payload)
+        for _ in range(source.randint(1, 3) if one.type == chosen else 0):
+            damage(source, payload)
+        result += chunk(one.type.encode(), bytes(payload))
+    return result
+
+
+def damage(source: random.Random, data: bytearray) -> None:
+    at = source.randrange(len(data))
+    action = source.randrange(5)
+    if action == 0:
+        data[at] ^= 1 << source.randrange(8)
+    elif action == 1:
+        data[at] = source.choice((0, 1, 127, 128, 255))
+    elif action == 2 and len(data) > 8:
+        del data[at : at + source.randint(1, 4)]
+    elif action == 3:
+        data[at:at] = source.randbytes(source.randint(1, 4))
+    else:
+        other = source.randrange(len(data))
+        data[at], data[other] = data[other], data[at]
+
+
+@pytest.mark.parametrize("name", ["pixel", "odd", "alpha", "tiles"])
+def test_any_damage_under_repaired_checksums_is_an_error_or_harmless(name: str) -> None:
+    codec = groupedmixer.Codec(load_weights(golden_cases.WEIGHTS))
+    data = (golden_cases.GOLDEN / f"{name}.gmx").read_bytes()
+    original, expected = container.parse(data), codec.decompress(data)
+    source = random.Random(f"damage of {name}")
+    refused = 0
+    for _ in range(800):
+        if source.random() < 0.7:
+            damaged = damaged_payloads(source, data)
+        else:  # anywhere, header and frames too
+            anywhere = bytearray(data)
+            damage(source, anywhere)
+            damaged = repaired(bytes(anywhere))
+        try:
+            decoded = codec.decompress(damaged, max_pixels=100_000)
+        except GmxError:
+            refused += 1
+            continue
+        file = container.parse(damaged)
+        assert decoded.size == (file.header.width, file.header.height)
+        if (file.header, file.alpha) == (original.header, original.alpha):
+            assert decoded.tobytes() == expected.tobytes()
+    assert refused > 400
 
 
 def test_foreign_newer_and_oversized_files(tiny_codec: groupedmixer.Codec) -> None:

@@ -4,9 +4,11 @@
 Sources and variants are those of setup.py; the core is compiled once for all programs.
 """
 
+import json
 import os
 import shutil
 import subprocess
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -31,9 +33,9 @@ def compiler() -> str:
 
 
 @pytest.fixture(scope="session")
-def core(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Objects of all that knows neither torch nor Python, variants included."""
-    folder = tmp_path_factory.mktemp("core")
+def sanitizers(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Skips where the compiler has no sanitizers."""
+    folder = tmp_path_factory.mktemp("probe")
     probe = folder / "probe.cpp"
     probe.write_text("int main() { return 0; }\n")
     command = [compiler(), *SANITIZERS, str(probe), "-o", str(folder / "probe")]
@@ -42,6 +44,12 @@ def core(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         if os.environ.get("GROUPEDMIXER_WERROR") == "1":
             pytest.fail(problem)  # a strict build has to test all it can
         pytest.skip(problem)
+
+
+@pytest.fixture(scope="session")
+def core(sanitizers: None, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Objects of all that knows neither torch nor Python, variants included."""
+    folder = tmp_path_factory.mktemp("core")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CXX", compiler())
         patch.delenv("CXXFLAGS", raising=False)
@@ -53,7 +61,7 @@ def core(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 def compile_object(task: setup.CoreObject) -> str:
     command = list(task.command)
-    if "-mavx512f" in command:
+    if "-mavx512f" in command and SANITIZERS[0] in command:
         # GCC 12 needs minutes for both with AVX-512. Indexes are those of the other variants.
         command[command.index(SANITIZERS[0])] = "-fsanitize=address"
     task.target.parent.mkdir(parents=True, exist_ok=True)
@@ -83,17 +91,34 @@ def program(core: list[str], tmp_path_factory: pytest.TempPathFactory) -> Progra
     return build
 
 
-def run(program: Path, *arguments: str, isa: str | None = None) -> None:
-    environment = {**os.environ, **({} if isa is None else {"GROUPEDMIXER_ISA": isa})}
+def run(program: Path, *arguments: str, isa: str) -> str:
     result = subprocess.run(
-        [program, *arguments], env=environment, capture_output=True, text=True, check=False
+        [program, *arguments],
+        env={**os.environ, "GROUPEDMIXER_ISA": isa},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.endswith("passed\n")
+    return result.stdout
 
 
-def test_rans(program: Program) -> None:
-    run(program("test_rans"), os.environ.get("GROUPEDMIXER_FUZZ_SECONDS", "3"))
+@pytest.mark.parametrize("isa", AVAILABLE)
+def test_rans(program: Program, isa: str) -> None:
+    run(program("test_rans"), isa=isa)
+
+
+def test_fuzz_rans(program: Program) -> None:
+    """What the coder answers, to everything, is the same under every instruction set."""
+    executions = os.environ.get("GROUPEDMIXER_FUZZ_EXECUTIONS", "120000")
+    answers = set()
+    for isa in AVAILABLE:
+        output = run(program("fuzz_rans"), "--executions", executions, isa=isa)
+        name, answer = output.split(": ", 1)
+        assert name == isa
+        answers.add(answer)
+    assert len(answers) == 1, answers
 
 
 @pytest.mark.parametrize("isa", AVAILABLE)
@@ -104,3 +129,88 @@ def test_transforms(program: Program, isa: str) -> None:
 @pytest.mark.parametrize("isa", AVAILABLE)
 def test_engine(program: Program, isa: str) -> None:
     run(program("test_engine"), isa=isa)
+
+
+def build_cuda_program(target: Path, sources: list[Path], *extra: str) -> None:
+    """CUDA sources compiled as C++, on the stand-in for CUDA that runs kernels on the host."""
+    stand_in = ROOT / "tests/cpp/cuda_host"
+    command = [compiler(), *FLAGS, *SANITIZERS, "-Werror", f"-I{stand_in}", f"-I{ROOT / 'csrc'}"]
+    command += ["-fno-strict-aliasing"]  # kernels read float4 and uint4 out of other arrays
+    command += ["-x", "c++", *map(str, [*sources, *sorted(stand_in.glob("*.cpp"))]), "-x", "none"]
+    command += [*extra, "-pthread", "-o", str(target)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("flags", [(), ("-DCUDA_HOST_UCONTEXT",)], ids=["switch", "ucontext"])
+def test_cuda_host(sanitizers: None, tmp_path: Path, flags: tuple[str, ...]) -> None:
+    """The stand-in itself, with its own switch between fibers and with the portable one."""
+    sources = [ROOT / "tests/cpp" / name for name in ("test_cuda_host.cpp", "cuda_host_kernels.cu")]
+    build_cuda_program(tmp_path / "test", sources, *flags)
+    run(tmp_path / "test", isa=AVAILABLE[0])
+
+
+def test_cuda_kernels(core: list[str], tmp_path: Path) -> None:
+    """Every kernel, run on the host, gives the bits of its CPU function."""
+    sources = [ROOT / source for source in setup.sources("*.cu")]
+    build_cuda_program(
+        tmp_path / "test", [ROOT / "tests/cpp/test_cuda_kernels.cpp", *sources], *core
+    )
+    run(tmp_path / "test", isa=AVAILABLE[-1])
+
+
+CODER = {"rans.cpp", "rans_isa.cpp", "tables.cpp", "tables.h", "varint.h"}
+CODER |= {f"states_{isa}.h" for isa in AVAILABLE if isa != "scalar"}
+
+
+def find_gcov() -> str:
+    """The gcov of the compiler: it reads no other's files."""
+    found = shutil.which("gcov")
+    if found is None:
+        pytest.skip("no gcov")
+    version, about = (
+        subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
+        for command in ([compiler(), "-dumpfullversion"], [found, "--version"])
+    )
+    if len(version) != 1 or version[0] not in about:
+        pytest.skip(f"gcov does not belong to {compiler()}")
+    return found
+
+
+def executed_lines(gcov: str, objects: list[str]) -> dict[str, dict[int, int]]:
+    """How often the lines of every file were executed, in all objects and template instances."""
+    lines: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
+    for name in objects:
+        command = [gcov, "--json-format", "--stdout", name]
+        output = subprocess.run(command, capture_output=True, check=True).stdout
+        for file in json.loads(output)["files"]:
+            for line in file["lines"]:
+                lines[Path(file["file"]).name][line["line_number"]] += line["count"]
+    return lines
+
+
+def test_the_coder_is_tested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At least 95 % of the lines of each of its files are executed."""
+    gcov = find_gcov()
+    monkeypatch.setenv("CXX", compiler())
+    monkeypatch.delenv("CXXFLAGS", raising=False)
+    flags = [*(flag for flag in FLAGS if flag != "-O1"), "-O0", "--coverage"]
+    sources = {"rans.cpp", "rans_isa.cpp", "tables.cpp", "isa.cpp"}
+    tasks = [one for one in setup.core_objects(tmp_path, flags) if one.source.name in sources]
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        objects = list(pool.map(compile_object, tasks))
+    for name in ("test_rans", "fuzz_rans"):
+        target = tmp_path / name
+        # The objects come first: of an inline function in several, the first one is linked.
+        command = [compiler(), *FLAGS, f"-I{ROOT / 'csrc'}", *objects]
+        command += [str(ROOT / "tests/cpp" / f"{name}.cpp"), "--coverage", "-o", str(target)]
+        subprocess.run(command, check=True)
+    for isa in AVAILABLE:
+        run(tmp_path / "test_rans", isa=isa)
+        run(tmp_path / "fuzz_rans", "--executions", "5000", isa=isa)
+
+    lines = executed_lines(gcov, objects)
+    for name in sorted(CODER):
+        missed = sorted(number for number, count in lines[name].items() if count == 0)
+        print(f"{name}: {len(missed)} of {len(lines[name])} lines not executed: {missed}")
+        assert len(missed) <= 0.05 * len(lines[name]), (name, missed)

@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: MIT
 
 import copy
+import hashlib
+import os
 import pickle
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from groupedmixer_ext import rans, tables
+from groupedmixer_ext import ops, rans, tables
 
 EXAMPLE = rans.Tables(
     counts=np.array([1024, 2048, 512, 512], np.uint16),
@@ -20,7 +23,19 @@ EXAMPLE = rans.Tables(
 )
 EXAMPLE_SYMBOLS = np.array([0, -1, 5, 1, -3, 1, 1], np.int16)
 EXAMPLE_BYTES = bytes.fromhex("00 02 db040400 00ee 06 03")
+LANES = [0, 1, 4, 8, 16, 32]
 GAUSSIAN = tables.gaussian_tables(np.geomspace(0.11, 200, 32))
+
+
+# Two slots, as uneven as can be, and as many as can be, at either end of int16; a table whose
+# likely value is the last of more than a decode entry can name.
+EXTREME = rans.Tables(
+    np.concatenate(
+        [[4095, 1], [1, 4095], np.ones(4096), np.ones(4096), np.ones(999), [3096, 1]]
+    ).astype(np.uint16),
+    np.array([2, 2, 4096, 4096, 1001]),
+    np.array([-32768, 32767, -32768, 32767 - 4094, -500]),
+)
 
 
 def zeros(count: int) -> np.ndarray:
@@ -95,7 +110,7 @@ def test_worked_example() -> None:
     assert np.array_equal(rans.decode(EXAMPLE_BYTES, zeros(7), EXAMPLE), EXAMPLE_SYMBOLS)
 
 
-@pytest.mark.parametrize("lanes", [0, 1, 4, 8, 16, 32])
+@pytest.mark.parametrize("lanes", LANES)
 @pytest.mark.parametrize("skip_below", [0, 5, 32])
 def test_groups_round_trip_and_follow_the_specification(lanes: int, skip_below: int) -> None:
     groups = [random_group(i, (3, n), skip_below) for i, n in enumerate([0, 1, 7, 11, 100, 33])]
@@ -114,6 +129,59 @@ def test_groups_round_trip_and_follow_the_specification(lanes: int, skip_below: 
     flat = [indexes.ravel().tolist() for _, indexes in groups]
     expected = [value for symbols, _ in groups for value in symbols.ravel().tolist()]
     assert plain_decode(data, flat, GAUSSIAN, skip_below) == expected
+
+
+@pytest.mark.parametrize("lanes", LANES)
+@pytest.mark.parametrize("count", [0, 1, 2, 15, 16, 17, 31, 32, 33, 3000])
+def test_extreme_tables_and_escapes(lanes: int, count: int) -> None:
+    """Values of the tables, values anywhere (most of them escapes), and escapes alone."""
+    random = np.random.default_rng(count)
+    indexes = random.integers(0, len(EXTREME), count).astype(np.uint16)
+    slots = random.integers(0, EXTREME.sizes[indexes] - 1)
+    inside = EXTREME.offsets[indexes] + slots
+    anywhere = random.integers(-32768, 32768, count)
+    outside = np.where(EXTREME.offsets[indexes] < 0, 32767 - slots, -32768 + slots)
+    for symbols in (inside, anywhere, outside):
+        symbols = symbols.astype(np.int16)
+        data = rans.encode(symbols, indexes, EXTREME, lanes=lanes)
+        for kind in (np.uint8, np.uint16):
+            assert rans.encode(symbols, indexes.astype(kind), EXTREME, lanes=lanes) == data
+            assert np.array_equal(rans.decode(data, indexes.astype(kind), EXTREME), symbols)
+        if count < 100:  # slow where tables are large
+            assert plain_decode(data, [indexes.tolist()], EXTREME, 0) == symbols.tolist()
+
+
+def hash_of_many_streams() -> str:
+    """Of large groups under both sets of tables, indexes of both widths and all lanes."""
+    streams = hashlib.sha256()
+    random = np.random.default_rng(7)
+    symbols, indexes = random_group(7, (100_000,), skip_below=5)
+    extreme = random.integers(0, len(EXTREME), symbols.size).astype(np.uint16)
+    for lanes in LANES:
+        encoder = rans.Encoder()
+        encoder.push(symbols, indexes, GAUSSIAN, 5)
+        encoder.push(symbols, extreme, EXTREME)
+        data = encoder.finish(lanes)
+        decoder = rans.Decoder(data)
+        assert np.array_equal(decoder.pop(indexes, GAUSSIAN, 5), symbols)
+        assert np.array_equal(decoder.pop(extreme, EXTREME), symbols)
+        decoder.finish()
+        streams.update(data + str(encoder.estimated_bits).encode())
+    return streams.hexdigest()
+
+
+@pytest.mark.parametrize("isa", [isa for isa in ops.ISAS if ops.isa_available(isa)])
+def test_every_instruction_set_writes_the_same_bytes(isa: str) -> None:
+    program = "import test_rans; print(test_rans.hash_of_many_streams())"
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        cwd=Path(__file__).parent,
+        env={**os.environ, "GROUPEDMIXER_ISA": isa},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert result.stdout.strip() == hash_of_many_streams()
 
 
 def test_wide_indexes_and_tables_of_all_sizes() -> None:

@@ -85,6 +85,9 @@ uint32_t fold_escape(int32_t value, const Table& table) {
 // Escapes and far symbols that a kernel may note before it has to come back.
 constexpr int64_t kNoted = 1024;
 
+// Symbols that a kernel is given at once: it notes their positions in 32 bits. Whole rounds.
+constexpr int64_t kMostAtOnce = int64_t{1} << 31;
+
 const RansKernels& kernels() { return GROUPEDMIXER_PICK_VARIANT(rans_kernels); }
 
 int64_t run_decode(DecodeRun& run, const uint8_t* indexes, int64_t count) {
@@ -194,8 +197,15 @@ void Encoder::look_up(const int16_t* symbols, const Index* indexes, int64_t coun
     uint32_t escaped[kNoted];
     int64_t size;
     do {
-      LookUpRun run{&tables, out + done, escaped, kNoted, 0, 0};
-      size = run_look_up(run, symbols + done, indexes + done, count - done);
+      LookUpRun run{tables.slot_ranges(),
+                    tables.encode_entries(),
+                    tables.size(),
+                    out + done,
+                    escaped,
+                    kNoted,
+                    0,
+                    0};
+      size = run_look_up(run, symbols + done, indexes + done, std::min(count - done, kMostAtOnce));
       for (int64_t i = 0; i < run.num_escaped; ++i) {
         const int64_t position = done + escaped[i];
         append_varint(fold_escape(symbols[position], tables.table(indexes[position])), escapes_);
@@ -387,9 +397,18 @@ void Decoder::decode(const Index* indexes, int64_t count, const Tables& tables, 
     FarSymbol far[kNoted];
     int64_t size;
     do {
-      DecodeRun run{states_.data(), lanes_, word_,  words_end_, &tables,
-                    symbols + done, far,    kNoted, 0};
-      size = run_decode(run, indexes + done, count - done);
+      DecodeRun run{states_.data(),
+                    lanes_,
+                    word_,
+                    words_end_,
+                    tables.decode_entries(0),
+                    tables.all(),
+                    tables.size(),
+                    symbols + done,
+                    far,
+                    kNoted,
+                    0};
+      size = run_decode(run, indexes + done, std::min(count - done, kMostAtOnce));
       word_ = run.word;
       for (int64_t i = 0; i < run.num_far; ++i) {
         const int64_t position = done + far[i].position;

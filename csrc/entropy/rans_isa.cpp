@@ -19,9 +19,9 @@ constexpr int kVectors = kMaxLanes / kStates;  // of the largest round
 constexpr int64_t kWordBytes = 2;
 constexpr int64_t kRoundBytes = kWordBytes * kMaxLanes;  // the most that a round reads
 
-GROUPEDMIXER_STATES States near_base(const Tables& tables, States index) {
+GROUPEDMIXER_STATES States near_base(const Table* tables, States index) {
   static_assert(sizeof(Table) == 4 * sizeof(uint32_t));
-  return gather(&tables.all()->near_base, shift_left<2>(index));
+  return gather(&tables->near_base, shift_left<2>(index));
 }
 
 __attribute__((noinline)) void note_far(DecodeRun& run, Mask mask, States point, int64_t begin) {
@@ -36,10 +36,12 @@ __attribute__((noinline)) void note_far(DecodeRun& run, Mask mask, States point,
 // V vectors of states are a round.
 template <int V, typename Index>
 int64_t decode_rounds(DecodeRun& run, const Index* indexes, int64_t count) {
-  const Tables& tables = *run.tables;
-  const States num_tables = all(static_cast<uint32_t>(tables.size()));
-  const bool all_bytes_valid = sizeof(Index) == 1 && tables.size() > 255;
-  const uint32_t* entries = tables.decode_entries(0);
+  const States num_tables = all(static_cast<uint32_t>(run.num_tables));
+  const bool all_bytes_valid = sizeof(Index) == 1 && run.num_tables > 255;
+  // Copies, as a store might change what lies in the run.
+  const uint32_t* const entries = run.entries;
+  const Table* const tables = run.tables;
+  int16_t* const symbols = run.symbols;
   const uint8_t* word = run.word;
   const uint8_t* end = run.words_end;
   // The last words are read from a copy that has room behind it.
@@ -83,7 +85,7 @@ int64_t decode_rounds(DecodeRun& run, const Index* indexes, int64_t count) {
     for (int v = 0; v < V; ++v) {
       state[v] = next[v];
       const States code = shift_right<2 * kPrecision>(entry[v]);
-      store(run.symbols + done + v * kStates, near_base(tables, index[v]) + code);
+      store(symbols + done + v * kStates, near_base(tables, index[v]) + code);
       const Mask far = 0xffff ^ below(code, all(kFarCode));
       if (far != 0) note_far(run, far, point[v], done + v * kStates);
     }
@@ -103,8 +105,12 @@ template <typename Index>
 int64_t look_up(LookUpRun& run, const int16_t* symbols, const Index* indexes, int64_t count) {
   // Costs are below 2^20, so this many fit in 32 bits.
   constexpr int64_t kCostsAtOnce = 4096;
-  const Tables& tables = *run.tables;
-  const States num_tables = all(static_cast<uint32_t>(tables.size()));
+  const States num_tables = all(static_cast<uint32_t>(run.num_tables));
+  // Copies, as a store might change what lies in the run.
+  const SlotRange* const ranges = run.ranges;
+  const EncodeEntry* const entries = run.entries;
+  Interval* const intervals = run.intervals;
+  int64_t num_escaped = run.num_escaped;
   int64_t done = 0;
   bool stop = false;
   while (!stop && done + kStates <= count) {
@@ -113,24 +119,25 @@ int64_t look_up(LookUpRun& run, const int16_t* symbols, const Index* indexes, in
     if (left > kCostsAtOnce) left = kCostsAtOnce;
     for (; left > 0; --left, done += kStates) {
       const States index = load(indexes + done);
-      stop = below(index, num_tables) != 0xffff || run.num_escaped + kStates > run.escaped_capacity;
+      stop = below(index, num_tables) != 0xffff || num_escaped + kStates > run.escaped_capacity;
       if (stop) break;
-      const Pairs range = gather_pairs(tables.slot_ranges(), index);
+      const Pairs range = gather_pairs(ranges, index);
       const States offset = sign_extended(range.second);
       const States values = shift_right<16>(range.second);
       // As an unsigned number a slot is too large on either side of the table.
       const States slot = load(symbols + done) - offset;
       const States entry = range.first + offset + smaller(slot, values);
-      const Pairs pairs = gather_pairs(tables.encode_entries(), entry);
-      store(reinterpret_cast<uint32_t*>(run.intervals + done), pairs.first);
+      const Pairs pairs = gather_pairs(entries, entry);
+      store(reinterpret_cast<uint32_t*>(intervals + done), pairs.first);
       cost = cost + pairs.second;
       Mask escaped = 0xffff ^ below(slot, values);
       for (; escaped != 0; escaped &= escaped - 1) {
-        run.escaped[run.num_escaped++] = static_cast<uint32_t>(done + __builtin_ctz(escaped));
+        run.escaped[num_escaped++] = static_cast<uint32_t>(done + __builtin_ctz(escaped));
       }
     }
     run.cost += total(cost);
   }
+  run.num_escaped = num_escaped;
   return done;
 }
 

@@ -29,7 +29,9 @@ struct DecodeRun {
   int lanes;
   const uint8_t* word;
   const uint8_t* words_end;
-  const Tables* tables;
+  const uint32_t* entries;  // [num_tables, kTotal]
+  const Table* tables;      // [num_tables]
+  int64_t num_tables;
   int16_t* symbols;  // [count]; far ones are left to the caller
   FarSymbol* far;    // [far_capacity], by position
   int64_t far_capacity;
@@ -37,7 +39,9 @@ struct DecodeRun {
 };
 
 struct LookUpRun {
-  const Tables* tables;
+  const SlotRange* ranges;     // [num_tables]
+  const EncodeEntry* entries;  // of all tables
+  int64_t num_tables;
   Interval* intervals;  // [count]
   uint32_t* escaped;    // [escaped_capacity], positions of symbols that are not in their tables
   int64_t escaped_capacity;

@@ -76,23 +76,20 @@ __global__ void dequantize_group_kernel(DequantizeGroupParams p) {
 
 void launch_quantize_group(const QuantizeGroupParams& params, uint32_t* non_finite, void* stream) {
   if (params.count == 0) return;
-  quantize_group_kernel<<<grid_size(params.count, kThreads), kThreads, 0,
-                          static_cast<cudaStream_t>(stream)>>>(params, non_finite);
-  check_cuda(cudaGetLastError(), "quantize_group_kernel");
+  launch("quantize_group_kernel", quantize_group_kernel, grid_size(params.count, kThreads),
+         kThreads, 0, stream, params, non_finite);
 }
 
 void launch_scale_indexes(const ScaleIndexesParams& params, uint32_t* non_finite, void* stream) {
   if (params.count == 0) return;
-  scale_indexes_kernel<<<grid_size(params.count, kThreads), kThreads, 0,
-                         static_cast<cudaStream_t>(stream)>>>(params, non_finite);
-  check_cuda(cudaGetLastError(), "scale_indexes_kernel");
+  launch("scale_indexes_kernel", scale_indexes_kernel, grid_size(params.count, kThreads), kThreads,
+         0, stream, params, non_finite);
 }
 
 void launch_dequantize_group(const DequantizeGroupParams& params, void* stream) {
   if (params.count == 0) return;
-  dequantize_group_kernel<<<grid_size(params.count, kThreads), kThreads, 0,
-                            static_cast<cudaStream_t>(stream)>>>(params);
-  check_cuda(cudaGetLastError(), "dequantize_group_kernel");
+  launch("dequantize_group_kernel", dequantize_group_kernel, grid_size(params.count, kThreads),
+         kThreads, 0, stream, params);
 }
 
 }  // namespace groupedmixer::entropy

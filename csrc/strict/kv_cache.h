@@ -18,10 +18,10 @@ struct KvCache {
 
   // In uint16_t, binary16 numbers.
   static constexpr int64_t kStep = kHeadDim * kTokenBlock;
-  int64_t values_offset() const { return capacity * kStep; }
-  int64_t head_size() const { return 2 * capacity * kStep; }
-  int64_t block_size() const { return heads * head_size(); }
-  int64_t size(int64_t tokens) const {
+  constexpr int64_t values_offset() const { return capacity * kStep; }
+  constexpr int64_t head_size() const { return 2 * capacity * kStep; }
+  constexpr int64_t block_size() const { return heads * head_size(); }
+  constexpr int64_t size(int64_t tokens) const {
     return (tokens + kTokenBlock - 1) / kTokenBlock * block_size();
   }
 };

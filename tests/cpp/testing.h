@@ -20,6 +20,11 @@
 
 using Random = std::mt19937;
 
+// first .. last
+inline int uniform(Random& random, int first, int last) {
+  return first + static_cast<int>(random() % static_cast<unsigned>(last - first + 1));
+}
+
 // Numbers without a pattern, about normal, of this spread.
 inline std::vector<float> noise(Random& random, int64_t count, float spread) {
   std::vector<float> numbers(static_cast<size_t>(count));
