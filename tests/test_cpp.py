@@ -109,6 +109,10 @@ def test_rans(program: Program, isa: str) -> None:
     run(program("test_rans"), isa=isa)
 
 
+def test_compressai_rans(program: Program) -> None:
+    run(program("test_compressai_rans"), isa=AVAILABLE[0])  # it has no variants
+
+
 def test_fuzz_rans(program: Program) -> None:
     """What the coder answers, to everything, is the same under every instruction set."""
     executions = os.environ.get("GROUPEDMIXER_FUZZ_EXECUTIONS", "120000")
