@@ -24,13 +24,13 @@ it ended where it should. This module needs numpy, neither torch nor compressai;
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from groupedmixer_ext import _compressai
+from groupedmixer_ext._arrays import require_array
 from groupedmixer_ext.rans import RansError
 
 __all__ = [
@@ -76,9 +76,9 @@ class Tables:
     def __init__(
         self, cdfs: NDArray[np.int32], sizes: NDArray[np.int32], offsets: NDArray[np.int32]
     ) -> None:
-        _require_array("cdfs", cdfs, (np.int32,), ndim=2)
-        _require_array("sizes", sizes, (np.int32,), ndim=1)
-        _require_array("offsets", offsets, (np.int32,), ndim=1)
+        require_array("cdfs", cdfs, (np.int32,), ndim=2)
+        require_array("sizes", sizes, (np.int32,), ndim=1)
+        require_array("offsets", offsets, (np.int32,), ndim=1)
         if not len(cdfs) == len(sizes) == len(offsets):
             raise ValueError(
                 "cdfs, sizes and offsets must have one element a table, "
@@ -178,7 +178,7 @@ class Decoder:
         TypeError, ValueError
             If an argument is wrong.
         """
-        _require_array("indexes", indexes, (np.uint8, np.int32))
+        require_array("indexes", indexes, (np.uint8, np.int32))
         return self._native.pop(indexes, _native_tables(tables))
 
     def finish(self) -> None:
@@ -205,7 +205,7 @@ class ScaleIndex:
     __slots__ = ("_native",)
 
     def __init__(self, thresholds: NDArray[np.float32], bound: float) -> None:
-        _require_array("thresholds", thresholds, (np.float32,), ndim=1)
+        require_array("thresholds", thresholds, (np.float32,), ndim=1)
         self._native = _compressai.ScaleIndex(thresholds, bound)
 
     def __call__(self, scales: NDArray[np.float32]) -> NDArray[np.int32]:
@@ -220,7 +220,7 @@ class ScaleIndex:
         int32 array  # [...], as scales
             The number of thresholds below each scale, T - 1 for NaN.
         """
-        _require_array("scales", scales, (np.float32,))
+        require_array("scales", scales, (np.float32,))
         return self._native(scales)
 
 
@@ -241,30 +241,14 @@ def decode(data: bytes | bytearray | memoryview, indexes: Indexes, tables: Table
 
 
 def _check_group(symbols: Symbols, indexes: Indexes, tables: Tables) -> None:
-    _require_array("symbols", symbols, (np.int32,))
-    _require_array("indexes", indexes, (np.uint8, np.int32))
+    require_array("symbols", symbols, (np.int32,))
+    require_array("indexes", indexes, (np.uint8, np.int32))
     if symbols.shape != indexes.shape:
         raise ValueError(
             f"indexes must have the shape of symbols, {list(symbols.shape)}, "
             f"got {list(indexes.shape)}"
         )
     _native_tables(tables)
-
-
-def _require_array(
-    name: str, value: Any, dtypes: Sequence[type[np.generic]], ndim: int | None = None
-) -> None:
-    if not isinstance(value, np.ndarray) or value.dtype not in dtypes:
-        allowed = " or ".join(np.dtype(dtype).name for dtype in dtypes)
-        got = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
-        raise TypeError(f"{name} must be a numpy array of {allowed}, got {got}")
-    if ndim is not None and value.ndim != ndim:
-        raise ValueError(f"{name} must have {ndim} dimension(s), got shape {list(value.shape)}")
-    if not (value.flags.c_contiguous and value.flags.aligned):
-        raise ValueError(
-            f"{name} must be C-contiguous and aligned, got shape {list(value.shape)} with strides "
-            f"{list(value.strides)}"
-        )
 
 
 def _native_tables(tables: Tables) -> _compressai.Tables:

@@ -34,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from groupedmixer_ext import _rans
+from groupedmixer_ext._arrays import require_array
 from groupedmixer_ext._rans import RansError
 
 __all__ = [
@@ -78,7 +79,7 @@ class Tables:
     def __init__(
         self, counts: NDArray[np.uint16], sizes: NDArray[Any], offsets: NDArray[Any]
     ) -> None:
-        _require_array("counts", counts, (np.uint16,), ndim=1)
+        require_array("counts", counts, (np.uint16,), ndim=1)
         self._counts = _frozen(counts)
         self._sizes = _frozen(_as_int32("sizes", sizes))
         self._offsets = _frozen(_as_int32("offsets", offsets))
@@ -144,8 +145,8 @@ class Encoder:
         TypeError, ValueError
             The encoder is then as it was before the call.
         """
-        _require_array("symbols", symbols, (np.int16,))
-        _require_array("indexes", indexes, (np.uint8, np.uint16))
+        require_array("symbols", symbols, (np.int16,))
+        require_array("indexes", indexes, (np.uint8, np.uint16))
         if symbols.shape != indexes.shape:
             raise ValueError(
                 f"indexes must have the shape of symbols, {list(symbols.shape)}, "
@@ -234,7 +235,7 @@ class Decoder:
         TypeError, ValueError
             If an argument is wrong.
         """
-        _require_array("indexes", indexes, (np.uint8, np.uint16))
+        require_array("indexes", indexes, (np.uint8, np.uint16))
         return self._native.pop(indexes, _native_tables(tables), _as_int("skip_below", skip_below))
 
     def finish(self) -> None:
@@ -353,28 +354,6 @@ def _map(
         return [function(item) for item in items]
     with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(function, items))
-
-
-def _require_array(
-    name: str, value: object, dtypes: Sequence[type[np.generic]], ndim: int | None = None
-) -> None:
-    allowed = " or ".join(np.dtype(dtype).name for dtype in dtypes)
-    if not isinstance(value, np.ndarray):
-        raise TypeError(f"{name} must be a numpy array of {allowed}, got {type(value).__name__}")
-    if value.dtype not in [np.dtype(dtype) for dtype in dtypes]:
-        raise TypeError(f"{name} must be of {allowed}, got {value.dtype}")
-    if ndim is not None and value.ndim != ndim:
-        raise ValueError(f"{name} must have {ndim} dimension(s), got shape {list(value.shape)}")
-    if not value.flags.c_contiguous:
-        raise ValueError(
-            f"{name} must be C-contiguous, got shape {list(value.shape)} with strides "
-            f"{list(value.strides)}"
-        )
-    if not value.flags.aligned:
-        raise ValueError(
-            f"{name} must be aligned to {value.dtype.itemsize} bytes, got an array that begins "
-            "between them; copy it"
-        )
 
 
 def _as_int(name: str, value: SupportsIndex) -> int:

@@ -15,46 +15,22 @@
 #include <vector>
 
 #include "entropy/compressai_rans.h"
+#include "entropy/module_arrays.h"
 #include "entropy/scale_index.h"
 #include "entropy/stream_error.h"
 
 namespace py = pybind11;
+using groupedmixer::entropy::Array;
 using groupedmixer::entropy::CompressaiDecoder;
 using groupedmixer::entropy::CompressaiEncoder;
 using groupedmixer::entropy::CompressaiTables;
+using groupedmixer::entropy::Lease;
+using groupedmixer::entropy::require_same_size;
 using groupedmixer::entropy::ScaleIndex;
+using groupedmixer::entropy::shape_of;
 using groupedmixer::entropy::StreamError;
 
 namespace {
-
-// Bound with noconvert(): an array of another type or layout is a TypeError, never a silent copy.
-template <typename T>
-using Array = py::array_t<T, py::array::c_style>;
-
-// Marks an object as in use while the GIL is released, where a second thread could reach it.
-class Lease {
- public:
-  explicit Lease(std::atomic<bool>& busy) : busy_(busy) {
-    if (busy_.exchange(true)) throw std::runtime_error("the object is in use by another thread");
-  }
-  ~Lease() { busy_ = false; }
-  Lease(const Lease&) = delete;
-  Lease& operator=(const Lease&) = delete;
-
- private:
-  std::atomic<bool>& busy_;
-};
-
-void require_same_size(py::ssize_t a, py::ssize_t b, const char* names) {
-  if (a != b) {
-    throw std::invalid_argument(std::string(names) + " must have equal sizes, got " +
-                                std::to_string(a) + " and " + std::to_string(b));
-  }
-}
-
-std::vector<py::ssize_t> shape_of(const py::array& array) {
-  return {array.shape(), array.shape() + array.ndim()};
-}
 
 CompressaiTables make_tables(const Array<int32_t>& cdfs,       // [T, row]
                              const Array<int32_t>& sizes,      // [T]

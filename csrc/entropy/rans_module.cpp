@@ -14,41 +14,21 @@
 #include <utility>
 #include <vector>
 
+#include "entropy/module_arrays.h"
 #include "entropy/rans.h"
 #include "entropy/stream_error.h"
 
 namespace py = pybind11;
+using groupedmixer::entropy::Array;
 using groupedmixer::entropy::Decoder;
 using groupedmixer::entropy::Encoder;
+using groupedmixer::entropy::Lease;
+using groupedmixer::entropy::require_same_size;
+using groupedmixer::entropy::shape_of;
 using groupedmixer::entropy::StreamError;
 using groupedmixer::entropy::Tables;
 
 namespace {
-
-// Bound with noconvert(): an array of another type or layout is a TypeError, never a silent copy.
-template <typename T>
-using Array = py::array_t<T, py::array::c_style>;
-
-// Marks an object as in use while the GIL is released, where a second thread could reach it.
-class Lease {
- public:
-  explicit Lease(std::atomic<bool>& busy) : busy_(busy) {
-    if (busy_.exchange(true)) throw std::runtime_error("the object is in use by another thread");
-  }
-  ~Lease() { busy_ = false; }
-  Lease(const Lease&) = delete;
-  Lease& operator=(const Lease&) = delete;
-
- private:
-  std::atomic<bool>& busy_;
-};
-
-void require_same_size(py::ssize_t a, py::ssize_t b, const char* names) {
-  if (a != b) {
-    throw std::invalid_argument(std::string(names) + " must have equal sizes, got " +
-                                std::to_string(a) + " and " + std::to_string(b));
-  }
-}
 
 Tables make_tables(const Array<uint16_t>& counts,    // [sum(sizes)]
                    const Array<int32_t>& sizes,      // [T]
@@ -113,8 +93,7 @@ class PyDecoder {
   py::array_t<int16_t> pop(const Array<Index>& indexes,  // any shape; the result's as well
                            const Tables& tables, int64_t skip_below) {
     const Lease lease(busy_);
-    py::array_t<int16_t> symbols(
-        std::vector<py::ssize_t>(indexes.shape(), indexes.shape() + indexes.ndim()));
+    py::array_t<int16_t> symbols(shape_of(indexes));
     const Index* index_data = indexes.data();
     int16_t* symbol_data = symbols.mutable_data();
     const int64_t count = indexes.size();

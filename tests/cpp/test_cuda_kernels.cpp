@@ -254,9 +254,9 @@ void check_signed_zero() {
   const Device<float> device_x(x), device_out(1);
   const Device<float> device_weight({packed.weight.begin(), packed.weight.end()});
   const Device<float> device_bias({packed.bias.begin(), packed.bias.end()});
-  strict::launch_linear({device_x.data(), 5, device_weight.data(), device_bias.data(),
-                         device_out.data(), 1, 1, 5, 1},
-                        nullptr);
+  strict::launch_linear(
+      {device_x.data(), 5, device_weight.data(), device_bias.data(), device_out.data(), 1, 1, 5, 1},
+      nullptr);
   CHECK(device_out == bias);
 }
 
