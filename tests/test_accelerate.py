@@ -208,7 +208,7 @@ def test_hostile_escapes_end() -> None:
         ({"cdfs": np.array([[0, 9, 8, 9, 65536]], np.int32)}, "got -1 at element 2"),
         ({"cdfs": np.array([[0, 0, 65536, 65536, 65536]], np.int32)}, "got 65536 at element 2"),
         ({"cdfs": np.array([0, 65536], np.int32)}, "2 dimension"),
-        ({"cdfs": np.array([[0.0, 65536]])}, "must be a numpy array of int32, got float64"),
+        ({"cdfs": np.array([[0.0, 65536]])}, "cdfs must be of int32, got float64"),
     ],
 )
 def test_wrong_tables_are_errors(change: dict[str, Any], match: str) -> None:
@@ -243,7 +243,7 @@ def test_wrong_symbols_are_errors() -> None:
         assert compressai_rans.decode(encode(value, zero), zero, tables) == value
     with pytest.raises(ValueError, match="shape of symbols"):
         encode(zero, np.zeros(2, np.int32))
-    with pytest.raises(TypeError, match="symbols must be a numpy array of int32, got int64"):
+    with pytest.raises(TypeError, match="symbols must be of int32, got int64"):
         encode(zero.astype(np.int64), zero)
     with pytest.raises(TypeError, match="indexes must be a numpy array of uint8 or int32"):
         encode(zero, zero.astype(np.uint16))
