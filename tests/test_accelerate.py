@@ -245,7 +245,7 @@ def test_wrong_symbols_are_errors() -> None:
         encode(zero, np.zeros(2, np.int32))
     with pytest.raises(TypeError, match="symbols must be of int32, got int64"):
         encode(zero.astype(np.int64), zero)
-    with pytest.raises(TypeError, match="indexes must be a numpy array of uint8 or int32"):
+    with pytest.raises(TypeError, match="indexes must be of uint8 or int32"):
         encode(zero, zero.astype(np.uint16))
     with pytest.raises(ValueError, match="C-contiguous"):
         encode(np.zeros((2, 3), np.int32).T, np.zeros((3, 2), np.int32))

@@ -73,7 +73,9 @@ def test_coding_speed_writes_what_tools_read(tmp_path: Path) -> None:
             assert measured["iqr_ms"] >= 0
             assert 0.5 <= measured["bits_per_symbol"] <= 2
         parts = sum(runs[stage]["median_ms"] for stage in stages - {"total"})
-        assert 0.5 * runs["total"]["median_ms"] < parts < 1.5 * runs["total"]["median_ms"]
+        total = runs["total"]["median_ms"]
+        assert parts < 1.5 * total
+        assert total - parts < 0.5 * total + 2  # a call's own cost, which a tiny picture shows
 
 
 def test_bad_arguments_are_usage_errors(tmp_path: Path) -> None:
