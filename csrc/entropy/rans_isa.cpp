@@ -50,14 +50,12 @@ int64_t decode_rounds(DecodeRun& run, const Index* indexes, int64_t count) {
   for (int v = 0; v < V; ++v) state[v] = load(run.states + v * kStates);
   int64_t done = 0;
   for (; done + V * kStates <= count; done += V * kStates) {
-    if (end - word < kRoundBytes) {
+    if (end - word < kRoundBytes && end == run.words_end) {
       const int64_t left = end - word;
-      if (end == run.words_end) {
-        __builtin_memcpy(tail, word, static_cast<size_t>(left));
-        __builtin_memset(tail + left, 0, static_cast<size_t>(kRoundBytes));
-        word = tail;
-        end = tail + left;
-      }
+      __builtin_memcpy(tail, word, static_cast<size_t>(left));
+      __builtin_memset(tail + left, 0, static_cast<size_t>(kRoundBytes));
+      word = tail;
+      end = tail + left;
     }
     if (run.num_far + V * kStates > run.far_capacity) break;
     States index[V];
