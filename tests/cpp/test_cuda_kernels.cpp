@@ -2,15 +2,11 @@
 //
 // Every CUDA kernel of the project, executed on the host (cuda_host/cuda_runtime.h), gives the bits
 // of its CPU function, whatever the order of threads. One function a family of kernels.
-//
-// What is passed to a kernel lies in `Device` memory, sized to the byte: AddressSanitizer sees
-// accesses past its end.
 
 #include <algorithm>
 #include <cstring>
 #include <limits>
 
-#include "common/cuda_launch.h"
 #include "common/cuda_memory.h"
 #include "common/float_mode.h"
 #include "entropy/rans.h"
@@ -20,40 +16,12 @@
 #include "strict/cuda.h"
 #include "strict/kv_cache.h"
 #include "strict/packed.h"
-#include "testing.h"
+#include "cuda_testing.h"
 
 namespace {
 
 namespace entropy = groupedmixer::entropy;
 using cuda_host::Order;
-
-template <typename T>
-class Device {
- public:
-  // Bytes that no result has by chance.
-  explicit Device(size_t count) : count_(count) {
-    groupedmixer::check_cuda(cudaMalloc(&data_, count * sizeof(T)), "cudaMalloc");
-    std::memset(static_cast<void*>(data_), 0xa5, count * sizeof(T));
-  }
-  explicit Device(const std::vector<T>& values) : Device(values.size()) {
-    if (count_ != 0) std::memcpy(data_, values.data(), count_ * sizeof(T));
-  }
-  ~Device() { cudaFree(data_); }
-  Device(const Device&) = delete;
-  Device& operator=(const Device&) = delete;
-
-  T* data() const { return data_; }
-
-  // To the bit.
-  bool operator==(const std::vector<T>& expected) const {
-    return count_ == expected.size() &&
-           (count_ == 0 || std::memcmp(data_, expected.data(), count_ * sizeof(T)) == 0);
-  }
-
- private:
-  T* data_ = nullptr;
-  size_t count_;
-};
 
 // ---- entropy/symbols_cuda.cu --------------------------------------------------------------------
 
