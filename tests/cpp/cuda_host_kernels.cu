@@ -122,6 +122,7 @@ __global__ void count_kernel(const int* values, Counts* counts, int count) {
     atomicMax(&counts->largest, values[i]);
     atomicMin(&counts->smallest, values[i]);
     atomicOr(&counts->bits, 1u << values[i]);
+    atomicXor(&counts->parity, 1u << values[i]);
     auto* chain = reinterpret_cast<unsigned long long*>(&counts->chain);
     unsigned long long seen = *chain;
     for (;;) {
@@ -144,6 +145,10 @@ __global__ void number_kernel(int* numbers, unsigned int step) {
 }
 
 __global__ void divide_kernel(float a, float b, float* quotient) { *quotient = __fdiv_rn(a, b); }
+
+__global__ void scale_and_add_kernel(int scale, int amount, int* sum) {
+  *sum = scale * *sum + amount;
+}
 
 __global__ void early_return_kernel(int returning) {
   if (static_cast<int>(threadIdx.x) == returning) return;
@@ -279,6 +284,10 @@ void launch_number(int* numbers) {
 
 void launch_divide(float a, float b, float* quotient) {
   launch("divide_kernel", divide_kernel, 1, 1, 0, nullptr, a, b, quotient);
+}
+
+void launch_scale_and_add(int scale, int amount, int* sum, void* stream) {
+  launch("scale_and_add_kernel", scale_and_add_kernel, 1, 1, 0, stream, scale, amount, sum);
 }
 
 void launch_early_return(int threads, int returning) {

@@ -47,8 +47,8 @@ void launch_halves(int* sums);  // [32]
 struct Counts {
   int by_value[4];
   int largest, smallest;
-  uint32_t bits;
-  uint64_t chain;  // by compare and swap
+  uint32_t bits, parity;  // of which values there are some, an odd number
+  uint64_t chain;         // by compare and swap
 };
 // Atomics on shared, then on global memory, over several blocks.
 void launch_count(const int* values,  // [count], 0 to 3
@@ -59,6 +59,9 @@ void launch_count(const int* values,  // [count], 0 to 3
 void launch_number(int* numbers);  // [2 * 3 * 4 blocks, 3 * 2 * 2 threads]
 
 void launch_divide(float a, float b, float* quotient);
+
+// *sum = scale * *sum + amount.
+void launch_scale_and_add(int scale, int amount, int* sum, void* stream);
 
 // ---- kernels that are wrong ----
 

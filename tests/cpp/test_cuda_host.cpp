@@ -17,6 +17,7 @@
 
 #include "cuda_host/cuda_runtime.h"
 #include "cuda_host/fiber.h"
+#include "cuda_host/injection.h"
 #include "cuda_host_kernels.h"
 #include "testing.h"
 
@@ -125,7 +126,7 @@ void test_lanes() {
 
 void test_count(Random& random) {
   std::vector<int> values;
-  Counts expected = {{0, 0, 0, 0}, -1, 9, 0, 0};
+  Counts expected = {{0, 0, 0, 0}, -1, 9, 0, 0, 0};
   Counts counts = expected;
   for (int i = 0; i < 150; ++i) {
     const int value = uniform(random, 0, 2);
@@ -134,6 +135,7 @@ void test_count(Random& random) {
     expected.largest = std::max(expected.largest, value);
     expected.smallest = std::min(expected.smallest, value);
     expected.bits |= 1u << value;
+    expected.parity ^= 1u << value;
     expected.chain += 3;
   }
   launch_count(values.data(), &counts, static_cast<int>(values.size()));
@@ -193,6 +195,250 @@ void test_memory() {
   CHECK(cudaMemcpyAsync(back, device, sizeof(back), cudaMemcpyDeviceToHost) == cudaSuccess);
   CHECK(cudaStreamSynchronize(nullptr) == cudaSuccess && cudaFree(device) == cudaSuccess);
   CHECK(back[0] == -1 && back[2] == -1);
+}
+
+void test_copies() {
+  int* device = nullptr;
+  int* host = nullptr;
+  const std::size_t before = cuda_host::allocated_bytes();
+  CHECK(cudaMalloc(&device, 12 * sizeof(int)) == cudaSuccess);
+  CHECK(cudaMallocHost(&host, 12 * sizeof(int)) == cudaSuccess);
+  CHECK(cuda_host::allocated_bytes() >= before + 12 * sizeof(int));
+  size_t available = 0, total = 0;
+  CHECK(cudaMemGetInfo(&available, &total) == cudaSuccess);
+  CHECK(total == size_t{80} << 30 && total - available == cuda_host::allocated_bytes());
+  for (int i = 0; i < 12; ++i) host[i] = i;
+  CHECK(cudaMemcpy(device, host, 12 * sizeof(int), cudaMemcpyHostToDevice) == cudaSuccess);
+  int rows[3][2] = {};  // columns 1 and 2 of a matrix of 4 columns
+  CHECK(cudaMemcpy2DAsync(rows, sizeof(rows[0]), device + 1, 4 * sizeof(int), sizeof(rows[0]), 3,
+                          cudaMemcpyDeviceToHost) == cudaSuccess);
+  CHECK(rows[0][0] == 1 && rows[0][1] == 2 && rows[2][0] == 9 && rows[2][1] == 10);
+  CHECK(cudaMemcpy2DAsync(rows, 4, device, 16, sizeof(rows[0]), 3, cudaMemcpyDeviceToHost) ==
+        cudaErrorInvalidValue);
+  CHECK(cudaFree(device) == cudaSuccess && cudaFreeHost(host) == cudaSuccess);
+  CHECK(cudaFree(nullptr) == cudaSuccess && cuda_host::allocated_bytes() == before);
+  cudaGetLastError();
+}
+
+void test_device() {
+  int value = 0;
+  CHECK(cudaGetDeviceCount(&value) == cudaSuccess && value == 1);
+  CHECK(cudaSetDevice(0) == cudaSuccess && cudaSetDevice(1) == cudaErrorInvalidDevice);
+  CHECK(cudaGetDevice(&value) == cudaSuccess && value == 0);
+  const auto attribute = [&](cudaDeviceAttr name) {
+    CHECK(cudaDeviceGetAttribute(&value, name, 0) == cudaSuccess);
+    return value;
+  };
+  CHECK(attribute(cudaDevAttrComputeCapabilityMajor) == 9);
+  CHECK(attribute(cudaDevAttrComputeCapabilityMinor) == 0);
+  CHECK(attribute(cudaDevAttrMultiProcessorCount) == 132);
+  CHECK(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) == 227 << 10);
+  cudaGetLastError();
+}
+
+// ---- streams and graphs -------------------------------------------------------------------------
+
+class Stream {
+ public:
+  explicit Stream(unsigned int flags = cudaStreamNonBlocking) {
+    CHECK(cudaStreamCreateWithFlags(&stream_, flags) == cudaSuccess);
+  }
+  ~Stream() { cudaStreamDestroy(stream_); }
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+  operator cudaStream_t() const { return stream_; }
+
+  void begin(cudaStreamCaptureMode mode = cudaStreamCaptureModeThreadLocal) const {
+    CHECK(cudaStreamBeginCapture(stream_, mode) == cudaSuccess);
+  }
+  cudaStreamCaptureStatus status() const {
+    cudaStreamCaptureStatus status;
+    CHECK(cudaStreamIsCapturing(stream_, &status) == cudaSuccess);
+    return status;
+  }
+  // The capture was spoilt.
+  void end_invalid() const {
+    CHECK(status() == cudaStreamCaptureStatusInvalidated);
+    cudaGraph_t graph = nullptr;
+    CHECK(cudaStreamEndCapture(stream_, &graph) == cudaErrorStreamCaptureInvalidated);
+    CHECK(graph == nullptr && status() == cudaStreamCaptureStatusNone);
+    cudaGetLastError();
+  }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+};
+
+class Graph {
+ public:
+  explicit Graph(const Stream& stream) {
+    cudaGraph_t graph = nullptr;
+    CHECK(cudaStreamEndCapture(stream, &graph) == cudaSuccess);
+    CHECK(cudaGraphGetNodes(graph, nullptr, &nodes) == cudaSuccess);
+    CHECK(cudaGraphInstantiate(&executable_, graph, 0) == cudaSuccess);
+    CHECK(cudaGraphDestroy(graph) == cudaSuccess);
+  }
+  ~Graph() { cudaGraphExecDestroy(executable_); }
+  Graph(const Graph&) = delete;
+  Graph& operator=(const Graph&) = delete;
+  cudaError_t launch(cudaStream_t stream) const { return cudaGraphLaunch(executable_, stream); }
+
+  size_t nodes = 0;
+
+ private:
+  cudaGraphExec_t executable_ = nullptr;
+};
+
+void test_graphs() {
+  const Stream stream;
+  int sum = 1, in = 5, copy = 0;
+  stream.begin();
+  CHECK(stream.status() == cudaStreamCaptureStatusActive);
+  const int64_t before = cuda_host::kernels_run();
+  CHECK(cudaMemcpyAsync(&sum, &in, sizeof(sum), cudaMemcpyDefault, stream) == cudaSuccess);
+  for (int amount : {3, 4}) launch_scale_and_add(10, amount, &sum, stream);
+  CHECK(cudaMemcpyAsync(&copy, &sum, sizeof(sum), cudaMemcpyDefault, stream) == cudaSuccess);
+  CHECK(cudaMemsetAsync(&sum, 0, sizeof(sum), stream) == cudaSuccess);
+  CHECK(sum == 1 && copy == 0 && cuda_host::kernels_run() == before);
+  launch_scale_and_add(0, 7, &sum, nullptr);  // elsewhere: not captured
+  CHECK(sum == 7 && cuda_host::kernels_run() == before + 1);
+  const Graph graph(stream);
+  CHECK(graph.nodes == 5 && stream.status() == cudaStreamCaptureStatusNone);
+  CHECK(graph.launch(stream) == cudaSuccess);
+  CHECK(sum == 0 && copy == 534 && cuda_host::kernels_run() == before + 3);
+  in = 6;  // read when the graph runs
+  CHECK(graph.launch(nullptr) == cudaSuccess && copy == 634);
+}
+
+void test_spoilt_captures() {
+  const auto spoilt_by = [](const std::function<cudaError_t(const Stream&)>& call,
+                            cudaError_t expected) {
+    const Stream stream;
+    stream.begin();
+    CHECK(call(stream) == expected && cudaGetLastError() == expected);
+    CHECK(cudaMemsetAsync(nullptr, 0, 0, stream) == cudaErrorStreamCaptureInvalidated);
+    stream.end_invalid();
+  };
+  void* memory = nullptr;
+  constexpr cudaError_t kUnsupported = cudaErrorStreamCaptureUnsupported;
+  spoilt_by([&](const Stream&) { return cudaMalloc(&memory, 1); }, kUnsupported);
+  spoilt_by([&](const Stream&) { return cudaMallocHost(&memory, 1); }, kUnsupported);
+  CHECK(memory == nullptr);
+  CHECK(cudaMalloc(&memory, 1) == cudaSuccess);
+  spoilt_by([&](const Stream&) { return cudaFree(memory); }, kUnsupported);
+  spoilt_by([&](const Stream&) { return cudaMemcpy(memory, memory, 1, cudaMemcpyDefault); },
+            kUnsupported);
+  spoilt_by([](const Stream& stream) { return cudaStreamSynchronize(stream); }, kUnsupported);
+  cudaEvent_t event;
+  CHECK(cudaEventCreate(&event) == cudaSuccess && cudaEventRecord(event) == cudaSuccess);
+  spoilt_by([&](const Stream& stream) { return cudaStreamWaitEvent(stream, event); },
+            cudaErrorStreamCaptureIsolation);
+  cudaEventDestroy(event);
+
+  // Other threads, and captures that ask for no care, are not concerned.
+  const Stream stream;
+  stream.begin();
+  std::thread([&] {
+    void* own = nullptr;
+    CHECK(cudaMalloc(&own, 1) == cudaSuccess && cudaFree(own) == cudaSuccess);
+    cudaGraph_t graph = nullptr;
+    CHECK(cudaStreamEndCapture(stream, &graph) == cudaErrorStreamCaptureWrongThread);
+  }).join();
+  CHECK(Graph(stream).nodes == 0);
+  stream.begin(cudaStreamCaptureModeRelaxed);
+  CHECK(cudaFree(memory) == cudaSuccess);
+  CHECK(Graph(stream).nodes == 0);
+}
+
+void test_wrong_captures() {
+  CHECK(cudaStreamBeginCapture(nullptr, cudaStreamCaptureModeThreadLocal) ==
+        cudaErrorStreamCaptureUnsupported);
+  const Stream stream, blocking(cudaStreamDefault);
+  cudaGraph_t graph = nullptr;
+  CHECK(cudaStreamEndCapture(stream, &graph) == cudaErrorIllegalState);
+  stream.begin();
+  CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal) == cudaErrorIllegalState);
+  CHECK(Graph(stream).nodes == 0);
+
+  int sum = 1;
+  blocking.begin();
+  CHECK(cudaMemsetAsync(&sum, 0, sizeof(sum)) == cudaErrorStreamCaptureImplicit);
+  CHECK(cudaStreamSynchronize(nullptr) == cudaErrorStreamCaptureImplicit && sum == 1);
+  CHECK(Graph(blocking).nodes == 0);
+  CHECK(cudaMemsetAsync(&sum, 0, sizeof(sum)) == cudaSuccess && sum == 0);
+
+  // What goes wrong in a node is said by the launch.
+  stream.begin();
+  CHECK(cudaMemsetAsync(&sum, 0, sizeof(sum), stream) == cudaSuccess);
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(0);
+  config.stream = stream;
+  CHECK(cudaLaunchKernelEx(&config, static_cast<void (*)()>([] {})) == cudaSuccess);
+  CHECK(Graph(stream).launch(stream) == cudaErrorLaunchFailure);
+  CHECK(std::string(cudaGetErrorString(cudaErrorLaunchFailure)) ==
+        "node 1: a grid of 0 x 1 x 1 blocks, and it must have 1 to 2^31 - 1 (y, z: 65535)");
+  cudaGetLastError();
+}
+
+void test_events() {
+  const Stream stream;
+  cudaEvent_t begin, end, mark;
+  CHECK(cudaEventCreate(&begin) == cudaSuccess && cudaEventCreate(&end) == cudaSuccess);
+  CHECK(cudaEventCreateWithFlags(&mark, cudaEventDisableTiming) == cudaSuccess);
+  float time = -1.0f;
+  CHECK(cudaEventElapsedTime(&time, begin, end) == cudaErrorInvalidResourceHandle);
+  stream.begin();
+  CHECK(cudaEventRecordWithFlags(begin, stream, cudaEventRecordExternal) == cudaSuccess);
+  CHECK(cudaEventRecordWithFlags(end, stream, cudaEventRecordExternal) == cudaSuccess);
+  CHECK(cudaEventRecord(mark, stream) == cudaSuccess);
+  CHECK(cudaStreamWaitEvent(stream, mark) == cudaSuccess);
+  CHECK(cudaStreamWaitEvent(nullptr, mark) == cudaErrorNotSupported);
+  CHECK(cudaEventSynchronize(mark) == cudaErrorCapturedEvent);
+  const Graph graph(stream);
+  CHECK(graph.nodes == 2);
+  CHECK(cudaEventElapsedTime(&time, begin, end) == cudaErrorInvalidResourceHandle);
+  CHECK(graph.launch(stream) == cudaSuccess && cudaEventSynchronize(end) == cudaSuccess);
+  CHECK(cudaEventElapsedTime(&time, begin, end) == cudaSuccess && time >= 0.0f);
+  CHECK(cudaEventRecord(mark, stream) == cudaSuccess);
+  CHECK(cudaStreamWaitEvent(nullptr, mark) == cudaSuccess);
+  CHECK(cudaEventElapsedTime(&time, begin, mark) == cudaErrorInvalidResourceHandle);
+  CHECK(cudaEventRecordWithFlags(end, stream, cudaEventRecordExternal) == cudaErrorInvalidValue);
+  for (const cudaEvent_t event : {begin, end, mark}) CHECK(cudaEventDestroy(event) == cudaSuccess);
+  cudaGetLastError();
+}
+
+void test_injections() {
+  void* memory = nullptr;
+  cuda_host::fail_next_allocation_above(100);
+  CHECK(cudaMalloc(&memory, 100) == cudaSuccess && cudaFree(memory) == cudaSuccess);
+  CHECK(cudaMalloc(&memory, 101) == cudaErrorMemoryAllocation);
+  CHECK(cudaMalloc(&memory, 101) == cudaSuccess && cudaFree(memory) == cudaSuccess);
+
+  int sum = 1;
+  cuda_host::fail_next_launch(cudaErrorNoKernelImageForDevice);
+  std::string message;
+  try {
+    launch_scale_and_add(1, 1, &sum, nullptr);
+  } catch (const std::runtime_error& error) {
+    message = error.what();
+  }
+  CHECK(message ==
+        "scale_and_add_kernel: no kernel image is available for execution on the device");
+  CHECK(cudaGetLastError() == cudaErrorNoKernelImageForDevice && sum == 1);
+  launch_scale_and_add(1, 1, &sum, nullptr);
+  CHECK(sum == 2);
+
+  for (const cudaError_t missing : {cudaErrorNoDevice, cudaErrorInsufficientDriver}) {
+    cuda_host::set_missing_device(missing);
+    int count = 9;
+    cudaStream_t stream = nullptr;
+    CHECK(cudaGetDeviceCount(&count) == missing && count == 0 && cudaSetDevice(0) == missing);
+    CHECK(cudaMalloc(&memory, 1) == missing);
+    CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking) == missing);
+  }
+  cuda_host::set_missing_device(cudaSuccess);
+  CHECK(cudaSetDevice(0) == cudaSuccess);
+  cudaGetLastError();
 }
 
 void test_right_kernels() {
@@ -375,6 +621,13 @@ int main() {
   test_race();
   test_functions();
   test_memory();
+  test_copies();
+  test_device();
+  test_graphs();
+  test_spoilt_captures();
+  test_wrong_captures();
+  test_events();
+  test_injections();
   test_launches_of_other_threads();
   test_sanitizers();
   std::puts("passed");

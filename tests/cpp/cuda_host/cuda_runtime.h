@@ -5,8 +5,7 @@
 //
 //   g++ -x c++ -Itests/cpp/cuda_host -Icsrc -ffp-contract=off -fno-strict-aliasing ... file.cu
 //
-// with fiber.cpp, device.cpp, runtime.cpp and shared_variables.cpp in the program. Kernels are
-// plain CUDA, except that
+// with all sources of this folder in the program. Kernels are plain CUDA, except that
 //
 //   - they are launched by groupedmixer::launch, as no C++ compiler parses <<<>>>,
 //   - dynamic shared memory is declared by GROUPEDMIXER_DYNAMIC_SHARED (common/cuda_launch.h),
@@ -21,16 +20,23 @@
 //     another mask, or that reads a lane outside of its mask
 //   - more shared memory or larger blocks than there are
 //
+// What is enqueued is done at once, but for what a graph captures: that is done when the graph is
+// launched. Calls that invalidate a capture on a GPU do so here.
+//
 // All shared memory is not-a-number before each block. AddressSanitizer finds accesses past the end
 // of shared and global memory, UndefinedBehaviorSanitizer misaligned ones. Missing barriers show in
 // results that differ between the orders of device.h.
 //
-// Not covered: races that neither order shows, registers and spills, limits below an H100's, time.
+// Not covered: races that neither order shows, registers and spills, limits below an H100's, time;
+// host memory that is used again, or read, before the stream is done with it; captures of more than
+// one stream.
 
 #pragma once
 
 #include <cstddef>
 #include <cstdlib>
+#include <functional>
+#include <memory>
 #include <tuple>
 #include <utility>
 
@@ -54,7 +60,20 @@ enum cudaError_t {
   cudaSuccess = 0,
   cudaErrorInvalidValue = 1,
   cudaErrorMemoryAllocation = 2,
+  cudaErrorInsufficientDriver = 35,
+  cudaErrorNoDevice = 100,
+  cudaErrorInvalidDevice = 101,
+  cudaErrorNoKernelImageForDevice = 209,
+  cudaErrorInvalidResourceHandle = 400,
+  cudaErrorIllegalState = 401,
   cudaErrorLaunchFailure = 719,
+  cudaErrorNotSupported = 801,
+  cudaErrorStreamCaptureUnsupported = 900,
+  cudaErrorStreamCaptureInvalidated = 901,
+  cudaErrorStreamCaptureIsolation = 905,
+  cudaErrorStreamCaptureImplicit = 906,
+  cudaErrorCapturedEvent = 907,
+  cudaErrorStreamCaptureWrongThread = 908,
 };
 
 // In more words than CUDA's, for the latest error of its kind.
@@ -63,7 +82,7 @@ const char* cudaGetErrorString(cudaError_t error);
 // ... and forgets it.
 cudaError_t cudaGetLastError();
 
-// ---- memory: the host's; streams: everything happens at once ------------------------------------
+// ---- memory: the host's -------------------------------------------------------------------------
 
 using cudaStream_t = struct CUstream_st*;
 
@@ -81,19 +100,93 @@ cudaError_t cudaMalloc(T** memory, std::size_t bytes) {
   return cudaMalloc(reinterpret_cast<void**>(memory), bytes);
 }
 cudaError_t cudaFree(void* memory);
+cudaError_t cudaMallocHost(void** memory, std::size_t bytes);
+template <typename T>
+cudaError_t cudaMallocHost(T** memory, std::size_t bytes) {
+  return cudaMallocHost(reinterpret_cast<void**>(memory), bytes);
+}
+cudaError_t cudaFreeHost(void* memory);
+cudaError_t cudaMemGetInfo(std::size_t* available, std::size_t* total);
+cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind);
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind,
                             cudaStream_t stream = nullptr);
+cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from,
+                              std::size_t from_pitch, std::size_t row_bytes, std::size_t rows,
+                              cudaMemcpyKind kind, cudaStream_t stream = nullptr);
 cudaError_t cudaMemsetAsync(void* memory, int value, std::size_t bytes,
                             cudaStream_t stream = nullptr);
+
+// ---- streams, and what they capture -------------------------------------------------------------
+
+enum : unsigned int { cudaStreamDefault = 0, cudaStreamNonBlocking = 1 };
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned int flags);
+cudaError_t cudaStreamDestroy(cudaStream_t stream);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+
+enum cudaStreamCaptureMode {
+  cudaStreamCaptureModeGlobal = 0,  // not covered
+  cudaStreamCaptureModeThreadLocal = 1,
+  cudaStreamCaptureModeRelaxed = 2,
+};
+
+enum cudaStreamCaptureStatus {
+  cudaStreamCaptureStatusNone = 0,
+  cudaStreamCaptureStatusActive = 1,
+  cudaStreamCaptureStatusInvalidated = 2,
+};
+
+using cudaGraph_t = struct CUgraph_st*;
+using cudaGraphExec_t = struct CUgraphExec_st*;
+using cudaGraphNode_t = struct CUgraphNode_st*;
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph);
+cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status);
+
+// Tells how many nodes there are; `nodes` must be null.
+cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t* nodes, std::size_t* count);
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
+                                 unsigned long long flags = 0);
+cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream);
+cudaError_t cudaGraphDestroy(cudaGraph_t graph);
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable);
+
+using cudaEvent_t = struct CUevent_st*;
+
+enum : unsigned int {
+  cudaEventDefault = 0,
+  cudaEventBlockingSync = 1,
+  cudaEventDisableTiming = 2,
+};
+enum : unsigned int { cudaEventRecordDefault = 0, cudaEventRecordExternal = 1 };
+enum : unsigned int { cudaEventWaitDefault = 0, cudaEventWaitExternal = 1 };
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned int flags);
+cudaError_t cudaEventCreate(cudaEvent_t* event);
+cudaError_t cudaEventDestroy(cudaEvent_t event);
+cudaError_t cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t stream = nullptr,
+                                     unsigned int flags = cudaEventRecordDefault);
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream = nullptr);
+cudaError_t cudaEventSynchronize(cudaEvent_t event);
+cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end);
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event,
+                                unsigned int flags = cudaEventWaitDefault);
 
 // ---- devices and kernels ------------------------------------------------------------------------
 
 enum cudaDeviceAttr {
+  cudaDevAttrMultiProcessorCount = 16,
+  cudaDevAttrComputeCapabilityMajor = 75,
+  cudaDevAttrComputeCapabilityMinor = 76,
   cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,
 };
 
+// There is one device, unless a test says otherwise (injection.h).
+cudaError_t cudaGetDeviceCount(int* count);
+cudaError_t cudaSetDevice(int device);
 cudaError_t cudaGetDevice(int* device);
+// An H100's.
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
 
 struct cudaFuncAttributes {
@@ -130,20 +223,15 @@ struct cudaLaunchConfig_t {
 namespace cuda_host {
 
 cudaError_t launch_kernel(const cudaLaunchConfig_t& config, const void* kernel,
-                          void (*thread)(void* context), void* context);
+                          std::function<void()> thread);
 
 }  // namespace cuda_host
 
 template <typename... Parameters, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
-  struct Context {
-    void (*kernel)(Parameters...);
-    std::tuple<Parameters...> arguments;
-  } context = {kernel, {std::forward<Arguments>(arguments)...}};
-  const auto thread = [](void* pointer) {
-    const Context& own = *static_cast<Context*>(pointer);
-    std::apply(own.kernel, own.arguments);  // copies them, as every thread has its own
-  };
-  return cuda_host::launch_kernel(*config, reinterpret_cast<const void*>(kernel), thread, &context);
+  const std::tuple<Parameters...> own{std::forward<Arguments>(arguments)...};
+  return cuda_host::launch_kernel(*config, reinterpret_cast<const void*>(kernel), [kernel, own] {
+    std::apply(kernel, own);
+  });  // copies them: every thread has its own
 }

@@ -137,6 +137,10 @@ template <typename T>
 T atomicAnd(T* address, typename cuda_host::Given<T>::Type value) {
   return atomicExch(address, *address & value);
 }
+template <typename T>
+T atomicXor(T* address, typename cuda_host::Given<T>::Type value) {
+  return atomicExch(address, *address ^ value);
+}
 
 // ---- memory -------------------------------------------------------------------------------------
 

@@ -10,26 +10,43 @@
 #include <fstream>
 #include <iterator>
 #include <stdexcept>
+#include <string>
 
 namespace cuda_host {
 namespace {
 
-// Where the program lies, against what its file says.
-std::uintptr_t load_offset() {
-  std::uintptr_t offset = 0;
+// The program, or the library, that this function is part of.
+struct Image {
+  std::string path;
+  std::uintptr_t offset;  // of where it lies, against what its file says
+};
+
+Image own_image() {
+  Image image;
   dl_iterate_phdr(
       [](dl_phdr_info* info, std::size_t, void* result) {
-        *static_cast<std::uintptr_t*>(result) = info->dlpi_addr;
-        return 1;  // the program comes first, libraries follow
+        const auto here = reinterpret_cast<std::uintptr_t>(&own_image);
+        for (int i = 0; i < info->dlpi_phnum; ++i) {
+          const auto& segment = info->dlpi_phdr[i];
+          const std::uintptr_t begin = info->dlpi_addr + segment.p_vaddr;
+          if (segment.p_type != PT_LOAD || here < begin || here >= begin + segment.p_memsz) {
+            continue;
+          }
+          const bool is_program = info->dlpi_name[0] == 0;
+          *static_cast<Image*>(result) = {is_program ? "/proc/self/exe" : info->dlpi_name,
+                                          info->dlpi_addr};
+          return 1;
+        }
+        return 0;
       },
-      &offset);
-  return offset;
+      &image);
+  return image;
 }
 
 template <typename T>
 T read(const std::vector<char>& file, std::size_t offset) {
   T value;
-  if (offset + sizeof(T) > file.size()) throw std::runtime_error("/proc/self/exe is cut short");
+  if (offset + sizeof(T) > file.size()) throw std::runtime_error("the program's file is cut short");
   std::memcpy(&value, file.data() + offset, sizeof(T));
   return value;
 }
@@ -37,7 +54,8 @@ T read(const std::vector<char>& file, std::size_t offset) {
 }  // namespace
 
 std::vector<SharedVariable> shared_variables() {
-  std::ifstream stream("/proc/self/exe", std::ios::binary);
+  const Image image = own_image();
+  std::ifstream stream(image.path, std::ios::binary);
   const std::vector<char> file{std::istreambuf_iterator<char>(stream), {}};
   const auto header = read<ElfW(Ehdr)>(file, 0);
   const auto section = [&](std::size_t index) {
@@ -51,7 +69,6 @@ std::vector<SharedVariable> shared_variables() {
     throw std::runtime_error("no symbol table to find __shared__ variables in: do not strip");
   }
   const std::size_t names = section(symbols.sh_link).sh_offset;
-  const std::uintptr_t offset = load_offset();
   std::vector<SharedVariable> found;
   for (std::size_t i = 0; i < symbols.sh_size; i += sizeof(ElfW(Sym))) {
     const auto symbol = read<ElfW(Sym)>(file, symbols.sh_offset + i);
@@ -59,7 +76,8 @@ std::vector<SharedVariable> shared_variables() {
     if (std::strstr(name, "B11cuda_shared") == nullptr) continue;
     const bool variable = ELF64_ST_TYPE(symbol.st_info) == STT_OBJECT;  // 32-bit ELF is the same
     if (!variable || symbol.st_shndx == SHN_UNDEF) continue;
-    found.push_back({reinterpret_cast<unsigned char*>(offset + symbol.st_value), symbol.st_size});
+    found.push_back(
+        {reinterpret_cast<unsigned char*>(image.offset + symbol.st_value), symbol.st_size});
   }
   return found;
 }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 //
-// All __shared__ variables of the program, whatever kernel they belong to. The stand-in declares
-// them as static variables with a tag in their linker names, by which they are found again in the
-// program's symbol table. (A section of their own would do without names, but GCC forgets the
-// section of static variables in templates.)
+// All __shared__ variables of the program (or library), whatever kernel they belong to. The
+// stand-in declares them as static variables with a tag in their linker names, by which they are
+// found again in the program's symbol table. (A section of their own would do without names, but
+// GCC forgets the section of static variables in templates.)
 
 #pragma once
 
