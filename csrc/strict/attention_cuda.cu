@@ -3,19 +3,21 @@
 // The two attentions of a block on a GPU: docs/numerics.md, section 3, with the bits of
 // attention_isa.cpp.
 
+#include <algorithm>
 #include <cmath>
 
 #include "common/cuda_launch.h"
 #include "strict/cuda.h"
 #include "strict/kv_cache.h"
+#include "strict/linear_kernel.h"
+#include "strict/linear_rows.h"
 
 namespace groupedmixer::strict {
 namespace {
 
-constexpr int kThreads = 128;
-
 // ---- windows ------------------------------------------------------------------------------------
 
+constexpr int kWindowThreads = 128;
 constexpr int kTokens = static_cast<int>(kWindowTokens);
 constexpr int kRowFloats = kHeadDim + 1;  // odd: threads that read a column hit different banks
 constexpr int kScoreFloats = kTokens + 1;
@@ -37,30 +39,38 @@ __device__ void cell_on_axis(int64_t index, int64_t length, bool shifted, int& b
   size = static_cast<int>((until < length ? until : length) - from);
 }
 
-int64_t cells_on_axis(int64_t length, bool shifted) {
+__host__ __device__ int64_t cells_on_axis(int64_t length, bool shifted) {
   if (!shifted) return (length + kWindow - 1) / kWindow;
   const int64_t offset = kWindow / 2;
   return length <= offset ? 1 : 1 + (length - offset + kWindow - 1) / kWindow;
 }
 
+__host__ __device__ int64_t cells_of(const TileSpan& tile, bool shifted) {
+  return cells_on_axis(tile.height, shifted) * cells_on_axis(tile.width, shifted);
+}
+
 // One cell and one head a block.
-__global__ void __launch_bounds__(kThreads) window_attention_kernel(WindowLayerParams p) {
+__global__ void __launch_bounds__(kWindowThreads) window_attention_kernel(WindowLayerParams p) {
   __shared__ float q[kTokens * kRowFloats];  // [tokens, kRowFloats]
   __shared__ float k[kTokens * kRowFloats];
   __shared__ float v[kTokens * kRowFloats];
   __shared__ float e[kTokens * kScoreFloats];  // scores, then their exponentials, [queries, keys]
   __shared__ float totals[kTokens];
   const int thread = static_cast<int>(threadIdx.x);
+  const TileSpan tile = p.tiles.tiles[blockIdx.y];
+  if (blockIdx.x >= cells_of(tile, p.shifted)) return;
   const int64_t head = blockIdx.z;
+  const int64_t across = cells_on_axis(tile.width, p.shifted);
   Cell cell;
-  cell_on_axis(blockIdx.y, p.height, p.shifted, cell.top, cell.rows);
-  cell_on_axis(blockIdx.x, p.width, p.shifted, cell.left, cell.columns);
+  cell_on_axis(blockIdx.x / across, tile.height, p.shifted, cell.top, cell.rows);
+  cell_on_axis(blockIdx.x % across, tile.width, p.shifted, cell.left, cell.columns);
   const int tokens = cell.tokens();
   const int64_t width = p.heads * kHeadDim;
   const auto position = [&](int token) {
-    return (cell.top + token / cell.columns) * p.width + cell.left + token % cell.columns;
+    const int row = cell.top + token / cell.columns, column = cell.left + token % cell.columns;
+    return static_cast<int64_t>(tile.first + row * tile.width + column);
   };
-  for (int i = thread; i < tokens * kHeadDim; i += kThreads) {
+  for (int i = thread; i < tokens * kHeadDim; i += kWindowThreads) {
     const int token = i / kHeadDim, d = i % kHeadDim;
     const float* from = p.qkv + position(token) * 3 * width + head * kHeadDim + d;
     q[token * kRowFloats + d] = from[0];
@@ -71,7 +81,7 @@ __global__ void __launch_bounds__(kThreads) window_attention_kernel(WindowLayerP
 
   // A thread's scores: kTall queries next to each other, every kAcross-th key.
   constexpr int kTall = 4, kAcross = 8, kKeys = kTokens / kAcross;
-  static_assert(kTall * kThreads / kAcross == kTokens);
+  static_assert(kTall * kWindowThreads / kAcross == kTokens);
   {
     const int first_query = thread / kAcross * kTall, first_key = thread % kAcross;
     float sum[kTall][kKeys] = {};
@@ -108,7 +118,7 @@ __global__ void __launch_bounds__(kThreads) window_attention_kernel(WindowLayerP
   __syncthreads();
 
   // Half a warp a query, thread j is lane j of the sum.
-  for (int first = 0; first < kTokens; first += kThreads / kLanes) {
+  for (int first = 0; first < kTokens; first += kWindowThreads / kLanes) {
     const int query = first + thread / kLanes, lane = thread % kLanes;
     const bool exists = query < tokens;
     float* scores = e + query * kScoreFloats;
@@ -165,28 +175,45 @@ __global__ void __launch_bounds__(kThreads) window_attention_kernel(WindowLayerP
 // ---- the context cache --------------------------------------------------------------------------
 
 constexpr int kBlockTokens = static_cast<int>(kTokenBlock);
-constexpr int kWorkers = kThreads / kBlockTokens;  // threads of a token
+constexpr int kCacheThreads = 192;
+constexpr int kWorkers = kCacheThreads / kBlockTokens;  // threads of a token
+static_assert(kWorkers <= kLanes);
 
-// A head of a block of 16 tokens; thread (token, worker).
-__global__ void __launch_bounds__(kThreads) append_attention_kernel(AppendAttentionParams p) {
-  GROUPEDMIXER_DYNAMIC_SHARED(float, e);  // [step + 1, kBlockTokens]
-  __shared__ float q[kHeadDim * kBlockTokens];
-  __shared__ float lanes[kWorkers * kBlockTokens];
+// q, k and v of a head of a block of 16 tokens, in shared memory: [3 * 32, kStagedStride].
+constexpr int kStagedStride = kBlockTokens + 1;  // odd, for threads that write a row
+constexpr int kStagedFloats = 3 * kHeadDim * kStagedStride;
+
+// The tree of a lane sum, in one thread.
+template <int Half = kLanes / 2>
+__device__ float add_tree(float (&lanes)[kLanes]) {
+  if constexpr (Half == 0) {
+    return lanes[0];
+  } else {
+#pragma unroll
+    for (int lane = 0; lane < Half; ++lane) lanes[lane] = lanes[lane] + lanes[lane + Half];
+    return add_tree<Half / 2>(lanes);
+  }
+}
+
+// Cross-group attention of the staged q over the cache, behind the staged k and v, which it
+// appends. Head blockIdx.y of block blockIdx.x; thread (token, worker).
+__device__ void append_and_attend(const AppendAttentionParams& p, const float* staged,
+                                  float* e) {  // [step + 1, kBlockTokens] shared
+  __shared__ float partial[kLanes * kBlockTokens];
   const int thread = static_cast<int>(threadIdx.x);
   const int token = thread % kBlockTokens, worker = thread / kBlockTokens;
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kBlockTokens, head = blockIdx.y;
-  const int64_t width = p.heads * kHeadDim;
+  const bool exists = first + token < p.tokens;
   const KvCache layout{p.heads, p.capacity};
   uint16_t* keys = p.cache + blockIdx.x * layout.block_size() + head * layout.head_size();
   uint16_t* values = keys + layout.values_offset();
-  for (int i = thread; i < kHeadDim * kBlockTokens; i += kThreads) {
-    const int d = i % kHeadDim, t = i / kHeadDim;
-    const bool exists = first + t < p.tokens;
-    const float* from = p.qkv + (exists ? first + t : 0) * p.qkv_stride + head * kHeadDim + d;
-    const int64_t slot = p.step * KvCache::kStep + d * kBlockTokens + t;
-    q[d * kBlockTokens + t] = exists ? from[0] : 0.0f;
-    keys[slot] = to_half(clamp_to_half(exists ? from[width] : 0.0f));
-    values[slot] = to_half(clamp_to_half(exists ? from[2 * width] : 0.0f));
+  for (int d = worker; d < kHeadDim; d += kWorkers) {
+    const float* column = staged + d * kStagedStride + token;
+    const int64_t slot = p.step * KvCache::kStep + d * kBlockTokens + token;
+    const float key = exists ? column[kHeadDim * kStagedStride] : 0.0f;
+    const float value = exists ? column[2 * kHeadDim * kStagedStride] : 0.0f;
+    keys[slot] = to_half(clamp_to_half(key));
+    values[slot] = to_half(clamp_to_half(value));
   }
   __syncthreads();
 
@@ -195,57 +222,51 @@ __global__ void __launch_bounds__(kThreads) append_attention_kernel(AppendAttent
   float largest = -INFINITY;
   for (int64_t s = worker; s < steps; s += kWorkers) {
     float sum = 0.0f;
-#pragma unroll 8
+#pragma unroll 16
     for (int d = 0; d < kHeadDim; ++d) {
       const float key = from_half(keys[s * KvCache::kStep + d * kBlockTokens + token]);
-      sum = fused(q[d * kBlockTokens + token], key, sum);
+      sum = fused(staged[d * kStagedStride + token], key, sum);
     }
     const float score = fused(sum, kAttentionScale, bias[s]);
     e[s * kBlockTokens + token] = score;
     largest = larger(score, largest);
   }
-  // Over the workers of a token, in a tree through shared memory. All workers get the result.
-  const auto combine = [&](float value, const auto& join) {
-    lanes[worker * kBlockTokens + token] = value;
-    __syncthreads();
-    for (int half = kWorkers / 2; half > 0; half /= 2) {
-      if (worker < half) {
-        float& low = lanes[worker * kBlockTokens + token];
-        low = join(low, lanes[(worker + half) * kBlockTokens + token]);
-      }
-      __syncthreads();
-    }
-    const float result = lanes[token];
-    __syncthreads();
-    return result;
-  };
-  largest = combine(largest, [](float a, float b) { return larger(b, a); });
+  partial[worker * kBlockTokens + token] = largest;
+  __syncthreads();
+#pragma unroll
+  for (int w = 0; w < kWorkers; ++w) largest = larger(partial[w * kBlockTokens + token], largest);
+  __syncthreads();
 
-  // Worker w sums the lanes w and w + 8 of the lane sum.
-  static_assert(2 * kWorkers == kLanes);
-  float lane[2] = {};
-  for (int half = 0; half < 2; ++half) {
-    const int64_t begin = worker + half * kWorkers;
-    for (int64_t s = begin; s < steps; s += kLanes) {
+  for (int lane = worker; lane < kLanes; lane += kWorkers) {
+    float sum = 0.0f;
+    for (int64_t s = lane; s < steps; s += kLanes) {
       const float weight = exponential(e[s * kBlockTokens + token] - largest);
       e[s * kBlockTokens + token] = weight;
-      lane[half] = s == begin ? weight : lane[half] + weight;
+      sum = s == lane ? weight : sum + weight;
     }
+    partial[lane * kBlockTokens + token] = sum;
   }
-  const float total = combine(lane[0] + lane[1], [](float a, float b) { return a + b; });
+  __syncthreads();
+  if (!exists) return;
+  float lanes[kLanes];
+#pragma unroll
+  for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = partial[lane * kBlockTokens + token];
+  const float total = add_tree(lanes);
 
-  if (first + token >= p.tokens) return;
+  // The last of a worker's channels may be none.
   float* out = p.out + (first + token) * p.out_stride + head * kHeadDim;
-  constexpr int kChannels = kHeadDim / kWorkers;
+  constexpr int kChannels = (kHeadDim + kWorkers - 1) / kWorkers;
   float whole[kChannels];
   for (int64_t begin = 0; begin < steps; begin += kSegment) {
     const int64_t end = begin + kSegment < steps ? begin + kSegment : steps;
     float sum[kChannels] = {};
+#pragma unroll 4
     for (int64_t s = begin; s < end; ++s) {
       const float weight = e[s * kBlockTokens + token];
 #pragma unroll
       for (int c = 0; c < kChannels; ++c) {
-        const int d = worker * kChannels + c;
+        const int d = worker + c * kWorkers;
+        if (d >= kHeadDim) continue;
         const float value = from_half(values[s * KvCache::kStep + d * kBlockTokens + token]);
         sum[c] = fused(weight, value, sum[c]);
       }
@@ -254,25 +275,83 @@ __global__ void __launch_bounds__(kThreads) append_attention_kernel(AppendAttent
     for (int c = 0; c < kChannels; ++c) whole[c] = begin == 0 ? sum[c] : whole[c] + sum[c];
   }
 #pragma unroll
-  for (int c = 0; c < kChannels; ++c) out[worker * kChannels + c] = whole[c] / total;
+  for (int c = 0; c < kChannels; ++c) {
+    const int d = worker + c * kWorkers;
+    if (d < kHeadDim) out[d] = whole[c] / total;
+  }
+}
+
+__global__ void __launch_bounds__(kCacheThreads) append_attention_kernel(AppendAttentionParams p) {
+  GROUPEDMIXER_DYNAMIC_SHARED(float, e);
+  __shared__ float staged[kStagedFloats];
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * kBlockTokens, head = blockIdx.y;
+  for (int i = static_cast<int>(threadIdx.x); i < 3 * kHeadDim * kBlockTokens; i += kCacheThreads) {
+    const int channel = i % kHeadDim, part = i / kHeadDim % 3, token = i / (3 * kHeadDim);
+    if (first + token >= p.tokens) continue;
+    const float* row = p.qkv + (first + token) * p.qkv_stride;
+    staged[(part * kHeadDim + channel) * kStagedStride + token] =
+        row[(part * p.heads + head) * kHeadDim + channel];
+  }
+  __syncthreads();
+  append_and_attend(p, staged, e);
+}
+
+// The panels of a head's q, k and v; a thread has 4 x 4 of the 16 x 96 outputs.
+using CrossTile = TileShape<kBlockTokens, 3 * kHeadDim, 2, kCacheThreads>;
+static_assert(kHeadDim == kPanel);
+
+__global__ void __launch_bounds__(kCacheThreads)
+    cross_attention_kernel(LinearShape qkv, NormedSource x, AppendAttentionParams p) {
+  GROUPEDMIXER_DYNAMIC_SHARED(float, e);
+  __align__(16) __shared__ float memory[CrossTile::kFloats];
+  __shared__ NormedSource::Row rows[kBlockTokens];
+  __shared__ float staged[kStagedFloats];
+  const auto panel_of = [&](int part) { return part * p.heads + blockIdx.y; };
+  multiply_tile<CrossTile>(qkv, x, static_cast<int64_t>(blockIdx.x) * kBlockTokens, panel_of,
+                           memory, rows, [&](int token, int channel, float value) {
+                             staged[channel * kStagedStride + token] = value;
+                           });
+  __syncthreads();
+  append_and_attend(p, staged, e);
+}
+
+dim3 cache_grid(int64_t tokens, int64_t heads) {
+  return dim3(static_cast<unsigned>((tokens + kBlockTokens - 1) / kBlockTokens),
+              static_cast<unsigned>(heads));
+}
+
+size_t score_bytes(int64_t step) {
+  return static_cast<size_t>(step + 1) * kBlockTokens * sizeof(float);
 }
 
 }  // namespace
 
 void launch_window_attention(const WindowLayerParams& p, void* stream) {
-  if (p.height == 0 || p.width == 0) return;
-  const dim3 grid(static_cast<unsigned>(cells_on_axis(p.width, p.shifted)),
-                  static_cast<unsigned>(cells_on_axis(p.height, p.shifted)),
+  int64_t cells = 0;
+  for (int32_t i = 0; i < p.tiles.count; ++i) {
+    cells = std::max(cells, cells_of(p.tiles.tiles[i], p.shifted));
+  }
+  if (cells == 0) return;
+  const dim3 grid(static_cast<unsigned>(cells), static_cast<unsigned>(p.tiles.count),
                   static_cast<unsigned>(p.heads));
-  launch("window_attention_kernel", window_attention_kernel, grid, kThreads, 0, stream, p);
+  launch("window_attention_kernel", window_attention_kernel, grid, kWindowThreads, 0, stream, p);
 }
 
 void launch_append_attention(const AppendAttentionParams& p, void* stream) {
   if (p.tokens == 0) return;
-  const dim3 grid(static_cast<unsigned>((p.tokens + kBlockTokens - 1) / kBlockTokens),
-                  static_cast<unsigned>(p.heads));
-  const size_t shared = static_cast<size_t>(p.step + 1) * kBlockTokens * sizeof(float);
-  launch("append_attention_kernel", append_attention_kernel, grid, kThreads, shared, stream, p);
+  launch("append_attention_kernel", append_attention_kernel, cache_grid(p.tokens, p.heads),
+         kCacheThreads, score_bytes(p.step), stream, p);
+}
+
+void launch_cross_attention(const CrossAttentionParams& p, void* stream) {
+  if (p.tokens == 0) return;
+  const int64_t d = p.heads * kHeadDim;
+  const LinearShape qkv{p.tokens, d, 3 * d, p.weight, p.bias};
+  const NormedSource x{p.x, d, d, p.norm_weight, p.norm_bias};
+  const AppendAttentionParams append{nullptr,  0,       p.cache, p.step_bias, p.out,  d,
+                                     p.tokens, p.heads, p.step,  p.capacity,  nullptr};
+  launch("cross_attention_kernel", cross_attention_kernel, cache_grid(p.tokens, p.heads),
+         kCacheThreads, score_bytes(p.step), stream, qkv, x, append);
 }
 
 }  // namespace groupedmixer::strict

@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: MIT
 //
-// The checks of the adapters of kernels.h.
+// What the adapters of kernels.h share on CPU and CUDA: checks, shapes, and a layer's parameters.
 
 #pragma once
 
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "common/checks.h"
+#include "strict/kernels.h"
 #include "strict/kv_cache.h"
 #include "strict/packed.h"
 
@@ -18,6 +20,14 @@ namespace groupedmixer::strict {
 inline void check_plain(const Tensor& tensor, const char* name) {
   check_dtype(tensor, name, ScalarType::Float);
   check_contiguous(tensor, name);
+}
+
+// Tensors and their names in turn, all on the device of the first one.
+template <typename... Others>
+void check_one_device(const Tensor& first, const char* first_name, const Tensor& second,
+                      const char* second_name, const Others&... others) {
+  check_same_device(second, second_name, first, first_name);
+  if constexpr (sizeof...(others) > 0) check_one_device(first, first_name, others...);
 }
 
 // `symbol` is the name of the size.
@@ -58,6 +68,7 @@ inline void check_layer_norm(const Tensor& x, const Tensor& weight, const Tensor
                      "x must be [..., d] with d a multiple of 32, got ", shape_of(x));
   check_vector(weight, "weight", x.size(x.dim() - 1), "d");
   check_vector(bias, "bias", x.size(x.dim() - 1), "d");
+  check_one_device(x, "x", weight, "weight", bias, "bias");
 }
 
 // Whether `tensor` is what a layer of N outputs makes of x.
@@ -77,8 +88,10 @@ inline void check_linear(const Tensor& x, const Tensor& packed, const Tensor& bi
                      "x must be [..., K] with K >= 1, got ", shape_of(x));
   const int64_t depth = x.size(x.dim() - 1);
   check_packed(packed, bias, depth, "K");
+  check_one_device(x, "x", packed, "packed", bias, "bias");
   check_activation(activation);
   if (residual) {
+    check_same_device(*residual, "residual", x, "x");
     check_plain(*residual, "residual");
     check_rows_of(*residual, "residual", x, bias.size(0));
   }
@@ -89,6 +102,7 @@ inline void check_linear(const Tensor& x, const Tensor& packed, const Tensor& bi
                        "norm must be None unless K is a multiple of 32, got K = ", depth);
     check_vector(*norm_weight, "norm weight", depth, "K");
     check_vector(*norm_bias, "norm bias", depth, "K");
+    check_one_device(x, "x", *norm_weight, "norm weight", *norm_bias, "norm bias");
   }
 }
 
@@ -109,6 +123,7 @@ inline void check_linear_out(const Tensor& out, const Tensor& x, const Tensor& p
                              const std::optional<Tensor>& norm_weight,
                              const std::optional<Tensor>& norm_bias) {
   check_plain(out, "out");
+  check_same_device(out, "out", x, "x");
   check_rows_of(out, "out", x, bias.size(0));
   const auto check_apart = [&](const Tensor& tensor, const char* name) {
     GROUPEDMIXER_CHECK(!overlap(out, tensor), "out must not overlap ", name);
@@ -135,6 +150,7 @@ inline void check_conv3x3(const Tensor& x, const Tensor& packed, const Tensor& b
                           const std::string& activation) {
   check_image(x, "x");
   check_packed(packed, bias, 9 * x.size(2), "9 C");
+  check_one_device(x, "x", packed, "packed", bias, "bias");
   GROUPEDMIXER_CHECK(stride == 1 || stride == 2, "stride must be 1 or 2, got ", stride);
   check_activation(activation);
 }
@@ -145,12 +161,14 @@ inline void check_depthwise3x3(const Tensor& x, const Tensor& weight, const Tens
   GROUPEDMIXER_CHECK(weight.dim() == 2 && weight.size(0) == 9 && weight.size(1) == x.size(2),
                      "weight must be [9, C], [9, ", x.size(2), "], got ", shape_of(weight));
   check_vector(bias, "bias", x.size(2), "C");
+  check_one_device(x, "x", weight, "weight", bias, "bias");
 }
 
 inline void check_window_attention(const Tensor& qkv, const Tensor& relative_bias) {
   constexpr int64_t kOffsets = (2 * kWindow - 1) * (2 * kWindow - 1);
   check_image(qkv, "qkv");
   check_plain(relative_bias, "relative_bias");
+  check_same_device(relative_bias, "relative_bias", qkv, "qkv");
   GROUPEDMIXER_CHECK(
       relative_bias.dim() == 2 && relative_bias.size(0) > 0 && relative_bias.size(1) == kOffsets,
       "relative_bias must be [heads, ", kOffsets, "] with heads >= 1, got ",
@@ -165,6 +183,7 @@ inline void check_append_attention(const Tensor& qkv, const Tensor& cache, const
   check_plain(qkv, "qkv");
   check_dtype(cache, "cache", ScalarType::Half);
   check_contiguous(cache, "cache");
+  check_one_device(qkv, "qkv", cache, "cache", step_bias, "step_bias");
   GROUPEDMIXER_CHECK(cache.dim() == 6 && cache.size(1) > 0 && cache.size(2) == 2 &&
                          cache.size(3) > 0 && cache.size(4) == kHeadDim &&
                          cache.size(5) == kTokenBlock,
@@ -187,7 +206,49 @@ inline void check_append_attention(const Tensor& qkv, const Tensor& cache, const
 inline void check_add_half_tanh(const Tensor& y_hat, const Tensor& x) {
   check_plain(y_hat, "y_hat");
   check_plain(x, "x");
+  check_same_device(x, "x", y_hat, "y_hat");
   check_same_shape(x, "x", y_hat, "y_hat");
+}
+
+// Of the shape of `like` but for the last dimension.
+inline Tensor empty_with_last(const Tensor& like, int64_t last) {
+  std::vector<int64_t> sizes(like.sizes().begin(), like.sizes().end());
+  sizes.back() = last;
+  return torch::stable::new_empty(like, sizes, ScalarType::Float);
+}
+
+inline Activation activation_of(const std::string& name) {
+  if (name == "gelu") return Activation::kGelu;
+  if (name == "leaky_relu") return Activation::kLeakyRelu;
+  return Activation::kNone;
+}
+
+// Of arguments that passed check_linear.
+inline LinearParams linear_params(const Tensor& x, const Tensor& packed,
+                                  const float* bias,  // [N rounded up to 32]
+                                  int64_t width,      // N
+                                  const std::string& activation,
+                                  const std::optional<Tensor>& residual,
+                                  const std::optional<Tensor>& norm_weight,
+                                  const std::optional<Tensor>& norm_bias, const Tensor& out) {
+  const int64_t depth = packed.size(1);
+  LinearParams params{x.const_data_ptr<float>(),
+                      depth,
+                      packed.const_data_ptr<float>(),
+                      bias,
+                      out.mutable_data_ptr<float>(),
+                      width,
+                      x.numel() / depth,
+                      depth,
+                      width,
+                      activation_of(activation)};
+  if (residual) params.residual = residual->const_data_ptr<float>();
+  params.residual_stride = width;
+  if (norm_weight) {
+    params.norm_weight = norm_weight->const_data_ptr<float>();
+    params.norm_bias = norm_bias->const_data_ptr<float>();
+  }
+  return params;
 }
 
 }  // namespace groupedmixer::strict

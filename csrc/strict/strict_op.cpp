@@ -2,13 +2,13 @@
 //
 // The strict kernels for Python, for the CPU. They only split the work among PyTorch's threads:
 // a pool that is there already, as starting threads would cost more than a small layer.
+// strict_cuda_op.cpp has them for CUDA.
 
 #include <algorithm>
 #include <exception>
 #include <mutex>
 #include <optional>
 #include <string>
-#include <vector>
 
 #include "common/aligned.h"
 #include "common/arena.h"
@@ -62,13 +62,6 @@ void share_out(int64_t count, int64_t operations, const Body& body) {
   run_shares(count, transform::ceil_div(kWorthAThread, std::max<int64_t>(operations, 1)), body);
 }
 
-// Of the shape of `like` but for the last dimension.
-Tensor empty_with_last(const Tensor& like, int64_t last) {
-  std::vector<int64_t> sizes(like.sizes().begin(), like.sizes().end());
-  sizes.back() = last;
-  return torch::stable::new_empty(like, sizes, ScalarType::Float);
-}
-
 // A bias that can be read to the end of its last panel.
 class PanelBias {
  public:
@@ -87,12 +80,6 @@ class PanelBias {
   AlignedVector padded_;
   const float* data_;
 };
-
-Activation activation_of(const std::string& name) {
-  if (name == "gelu") return Activation::kGelu;
-  if (name == "leaky_relu") return Activation::kLeakyRelu;
-  return Activation::kNone;
-}
 
 Tensor pack_weight_cpu(const Tensor& weight) {  // [N, K] float32
   check_pack_weight(weight);
@@ -166,25 +153,9 @@ void run_linear_into(const Tensor& x, const Tensor& packed, const Tensor& bias,
                      const std::string& activation, const std::optional<Tensor>& residual,
                      const std::optional<Tensor>& norm_weight,
                      const std::optional<Tensor>& norm_bias, const Tensor& out) {
-  const int64_t depth = packed.size(1), width = bias.size(0);
   const PanelBias start(bias);
-  LinearParams params{x.const_data_ptr<float>(),
-                      depth,
-                      packed.const_data_ptr<float>(),
-                      start.data(),
-                      out.mutable_data_ptr<float>(),
-                      width,
-                      x.numel() / depth,
-                      depth,
-                      width,
-                      activation_of(activation)};
-  if (residual) params.residual = residual->const_data_ptr<float>();
-  params.residual_stride = width;
-  if (norm_weight) {
-    params.norm_weight = norm_weight->const_data_ptr<float>();
-    params.norm_bias = norm_bias->const_data_ptr<float>();
-  }
-  run_linear(params);
+  run_linear(linear_params(x, packed, start.data(), bias.size(0), activation, residual, norm_weight,
+                           norm_bias, out));
 }
 
 Tensor linear_cpu(const Tensor& x,       // [..., K] float32
