@@ -83,19 +83,20 @@ Mixer::Mixer(const WeightMap& weights, const std::string& prefix, MixerSizes siz
     : sizes_(std::move(sizes)) {
   const int64_t d = sizes_.width, c = sizes_.channels, slices = sizes_.slices;
   const int64_t groups = sizes_.groups(), heads = sizes_.heads();
-  start_ = copied(weights.get(prefix + "start", {c}), c);
+  weights_.start = copied(weights.get(prefix + "start", {c}), c);
   const float* embed_y = weights.get(prefix + "embed_y", {slices, d, c});
   const float* embed_hyper = weights.get(prefix + "embed_hyper", {slices, d, d});
-  embed_bias_ = copied(weights.get(prefix + "embed_y_bias", {slices, d}), slices * d);
+  weights_.embed_bias = copied(weights.get(prefix + "embed_y_bias", {slices, d}), slices * d);
   const float* hyper_bias = weights.get(prefix + "embed_hyper_bias", {slices, d});
-  embed_bias_.insert(embed_bias_.end(), hyper_bias, hyper_bias + slices * d);
-  embed_group_ = copied(weights.get(prefix + "embed_group", {groups, d}), groups * d);
-  embed_level_ = copied(weights.get(prefix + "embed_level", {kLevels, d}), kLevels * d);
-  embed_.resize(static_cast<size_t>(slices * slices));
+  weights_.embed_bias.insert(weights_.embed_bias.end(), hyper_bias, hyper_bias + slices * d);
+  weights_.embed_group = copied(weights.get(prefix + "embed_group", {groups, d}), groups * d);
+  weights_.embed_level = copied(weights.get(prefix + "embed_level", {kLevels, d}), kLevels * d);
+  weights_.embed.resize(static_cast<size_t>(slices * slices));
   const AlignedVector no_bias(static_cast<size_t>(d));
   for (int64_t step = 0; step < groups; ++step) {
-    const int64_t before = slice_before(step), now = sizes_.order[static_cast<size_t>(step)].slice;
-    PackedLinear& layer = embed_[static_cast<size_t>(before * slices + now)];
+    const int64_t before = sizes_.slice_before(step);
+    const int64_t now = sizes_.order[static_cast<size_t>(step)].slice;
+    PackedLinear& layer = weights_.embed[sizes_.embed_layer(step)];
     if (layer.width > 0) continue;
     AlignedVector both;
     for (int64_t row = 0; row < d; ++row) {
@@ -108,7 +109,7 @@ Mixer::Mixer(const WeightMap& weights, const std::string& prefix, MixerSizes siz
   }
   for (int64_t i = 0; i < sizes_.layers; ++i) {
     const std::string name = prefix + "blocks." + std::to_string(i) + ".";
-    Block block;
+    MixerWeights::Block block;
     load_norm(weights, name + "inner.norm", d, block.inner_norm);
     load_norm(weights, name + "cross.norm", d, block.cross_norm);
     load_norm(weights, name + "mlp.0", d, block.mlp_norm);
@@ -122,28 +123,25 @@ Mixer::Mixer(const WeightMap& weights, const std::string& prefix, MixerSizes siz
         copied(weights.get(name + "inner.relative_bias", {heads, kRelative}), heads * kRelative);
     block.step_bias = copied(weights.get(name + "cross.step_bias", {heads, groups, groups}),
                              heads * groups * groups);
-    blocks_.push_back(std::move(block));
+    weights_.blocks.push_back(std::move(block));
   }
-  load_norm(weights, prefix + "norm", d, norm_);
+  load_norm(weights, prefix + "norm", d, weights_.norm);
   const float* head = weights.get(prefix + "head", {slices, 2 * c, d});
   const float* head_bias = weights.get(prefix + "head_bias", {slices, 2 * c});
   for (int64_t s = 0; s < slices; ++s) {
     const float* weight = head + s * 2 * c * d;
     const float* bias = head_bias + s * 2 * c;
-    mean_head_.push_back(strict::pack_linear(weight, bias, c, d));
-    scale_head_.push_back(strict::pack_linear(weight + c * d, bias + c, c, d));
+    weights_.mean_head.push_back(strict::pack_linear(weight, bias, c, d));
+    weights_.scale_head.push_back(strict::pack_linear(weight + c * d, bias + c, c, d));
   }
   if (sizes_.lrp) {
     const float* lrp = weights.get(prefix + "lrp", {slices, c, d + c});
     const float* lrp_bias = weights.get(prefix + "lrp_bias", {slices, c});
     for (int64_t s = 0; s < slices; ++s) {
-      lrp_.push_back(strict::pack_linear(lrp + s * c * (d + c), lrp_bias + s * c, c, d + c));
+      weights_.lrp.push_back(
+          strict::pack_linear(lrp + s * c * (d + c), lrp_bias + s * c, c, d + c));
     }
   }
-}
-
-int64_t Mixer::slice_before(int64_t step) const {
-  return step == 0 ? 0 : sizes_.order[static_cast<size_t>(step) - 1].slice;
 }
 
 int64_t Mixer::hidden_size() const {
@@ -195,7 +193,15 @@ TileState Mixer::make_tile(Arena& arena, int64_t height, int64_t width, int memb
 }
 
 void Mixer::level_embedding(int64_t quality, float* out) const {
-  interpolate_levels(embed_level_.data(), sizes_.width, quality, out);
+  interpolate_levels(weights_.embed_level.data(), sizes_.width, quality, out);
+}
+
+void Mixer::group_embedding(int64_t step, float* out) const {
+  const int64_t d = sizes_.width, slice = sizes_.order[static_cast<size_t>(step)].slice;
+  const float* y = weights_.embed_bias.data() + sizes_.slice_before(step) * d;
+  const float* hyper = weights_.embed_bias.data() + (sizes_.slices + slice) * d;
+  const float* group = weights_.embed_group.data() + step * d;
+  for (int64_t i = 0; i < d; ++i) out[i] = (y[i] + hyper[i]) + group[i];
 }
 
 Member::Range Mixer::rows(const Member& member, const TileState& tile) const {
@@ -227,18 +233,17 @@ void Mixer::embed(const TileState& tile, int64_t step, const float* bias, int64_
     const int64_t x = token % tile.width * sizes_.patch_w + group.column_phase;
     const float* psi = tile.psi + (y * tile.width * sizes_.patch_w + x) * d;
     float* out = both + i * depth;
-    kernels().compand({before == nullptr ? start_.data() : before + token * c, out, c});
+    kernels().compand({before == nullptr ? weights_.start.data() : before + token * c, out, c});
     std::copy(psi, psi + d, out + c);
   }
-  const PackedLinear& layer =
-      embed_[static_cast<size_t>(slice_before(step) * sizes_.slices + group.slice)];
+  const PackedLinear& layer = weights_.embed[sizes_.embed_layer(step)];
   LinearParams p = linear_params(layer, both, depth, tile.x + row * d, d, rows);
   p.bias = bias;
   kernels().linear(p);
 }
 
-void Mixer::attend_inner(const Member& member, const TileState& tile, const Block& block,
-                         int lattice, const float* qkv) const {
+void Mixer::attend_inner(const Member& member, const TileState& tile,
+                         const MixerWeights::Block& block, int lattice, const float* qkv) const {
   const Member::Range own = rows(member, tile);
   const Scratch scratch = scratch_of(member, tile);
   for (const TileState::Cell& cell : tile.cells[lattice]) {
@@ -263,7 +268,7 @@ void Mixer::attend_inner(const Member& member, const TileState& tile, const Bloc
 
 void Mixer::run_rows(const TileState& tile, int64_t layer, int64_t step, int64_t row, int64_t rows,
                      const Scratch& scratch) const {
-  const Block& block = blocks_[static_cast<size_t>(layer)];
+  const MixerWeights::Block& block = weights_.blocks[static_cast<size_t>(layer)];
   const int64_t d = sizes_.width, qkv_stride = 3 * d + kPadding, hidden_stride = 4 * d + kPadding;
   float* x = tile.x + row * d;
 
@@ -297,7 +302,7 @@ void Mixer::run_rows(const TileState& tile, int64_t layer, int64_t step, int64_t
 }
 
 void Mixer::predict(const Member& member, TileState& tile, int64_t step) const {
-  const int64_t d = sizes_.width, c = sizes_.channels, slices = sizes_.slices;
+  const int64_t d = sizes_.width, c = sizes_.channels;
   const size_t slice = static_cast<size_t>(sizes_.order[static_cast<size_t>(step)].slice);
   const Scratch scratch = scratch_of(member, tile);
   const Member::Range own = rows(member, tile);
@@ -308,7 +313,7 @@ void Mixer::predict(const Member& member, TileState& tile, int64_t step) const {
   };
   const auto qkv_of = [&](int64_t layer) { return tile.qkv[(step * sizes_.layers + layer) % 2]; };
   const auto inner_qkv = [&](int64_t layer, int64_t row, int64_t rows) {
-    const Block& block = blocks_[static_cast<size_t>(layer)];
+    const MixerWeights::Block& block = weights_.blocks[static_cast<size_t>(layer)];
     LinearParams p = linear_params(block.inner_qkv, tile.x + row * d, d,
                                    qkv_of(layer) + row * 3 * d, 3 * d, rows);
     add_norm(p, block.inner_norm, scratch.normed);
@@ -316,20 +321,16 @@ void Mixer::predict(const Member& member, TileState& tile, int64_t step) const {
   };
 
   float* bias = tile.embedding_bias + member.index() * d;
-  const float* bias_y = embed_bias_.data() + slice_before(step) * d;
-  const float* bias_hyper = embed_bias_.data() + (slices + static_cast<int64_t>(slice)) * d;
-  const float* group = embed_group_.data() + step * d;
-  for (int64_t i = 0; i < d; ++i) {
-    bias[i] = ((bias_y[i] + bias_hyper[i]) + group[i]) + tile.level[i];
-  }
+  group_embedding(step, bias);
+  for (int64_t i = 0; i < d; ++i) bias[i] = bias[i] + tile.level[i];
   for_blocks([&](int64_t row, int64_t rows) {
     embed(tile, step, bias, row, rows, scratch);
     inner_qkv(0, row, rows);
   });
   for (int64_t layer = 0; layer < sizes_.layers; ++layer) {
     member.barrier();
-    attend_inner(member, tile, blocks_[static_cast<size_t>(layer)], static_cast<int>(layer % 2),
-                 qkv_of(layer));
+    attend_inner(member, tile, weights_.blocks[static_cast<size_t>(layer)],
+                 static_cast<int>(layer % 2), qkv_of(layer));
     for_blocks([&](int64_t row, int64_t rows) {
       run_rows(tile, layer, step, row, rows, scratch);
       if (layer + 1 < sizes_.layers) {
@@ -337,10 +338,12 @@ void Mixer::predict(const Member& member, TileState& tile, int64_t step) const {
         return;
       }
       float* features = tile.features + row * d;
-      kernels().norm({tile.x + row * d, d, norm_[0].data(), norm_[1].data(), features, d, rows, d});
-      kernels().linear(linear_params(mean_head_[slice], features, d, tile.mean + row * c, c, rows));
+      kernels().norm({tile.x + row * d, d, weights_.norm[0].data(), weights_.norm[1].data(),
+                      features, d, rows, d});
       kernels().linear(
-          linear_params(scale_head_[slice], features, d, tile.raw_scale + row * c, c, rows));
+          linear_params(weights_.mean_head[slice], features, d, tile.mean + row * c, c, rows));
+      kernels().linear(linear_params(weights_.scale_head[slice], features, d,
+                                     tile.raw_scale + row * c, c, rows));
     });
   }
 }
@@ -360,7 +363,8 @@ void Mixer::correct(const Member& member, TileState& tile, int64_t step) const {
       std::copy(features, features + d, both);
       kernels().compand({y_hat + i * c, both + d, c});
     }
-    kernels().linear(linear_params(lrp_[slice], scratch.qkv, depth, scratch.hidden, c, rows));
+    kernels().linear(
+        linear_params(weights_.lrp[slice], scratch.qkv, depth, scratch.hidden, c, rows));
     kernels().half_tanh({scratch.hidden, y_hat, rows * c});
   }
 }

@@ -7,8 +7,7 @@
 //     rows(). Only inner-group attention reads what others own, their keys and values: a block has
 //     one barrier, behind which every member attends for its own tokens.
 //   - Keys and values of blocks alternate between two buffers, counted over steps and layers: a
-//   buffer
-//     is overwritten only behind a barrier that all its readers have passed.
+//     buffer is overwritten only behind a barrier that all its readers have passed.
 //   - What a member wrote of its tokens it may read at once; others after a barrier.
 
 #pragma once
@@ -41,6 +40,35 @@ struct MixerSizes {
 
   int64_t groups() const { return static_cast<int64_t>(order.size()); }
   int64_t heads() const { return width / strict::kHeadDim; }
+  // Of the group before that of a step; 0 for the first.
+  int64_t slice_before(int64_t step) const {
+    return step == 0 ? 0 : order[static_cast<size_t>(step) - 1].slice;
+  }
+  // Of a step in MixerWeights::embed.
+  size_t embed_layer(int64_t step) const {
+    const int64_t slice = order[static_cast<size_t>(step)].slice;
+    return static_cast<size_t>(slice_before(step) * slices + slice);
+  }
+};
+
+// As kernels read them; those on other devices take them from here.
+struct MixerWeights {
+  struct Block {
+    AlignedVector inner_norm[2], cross_norm[2], mlp_norm[2];  // weight, bias
+    strict::PackedLinear inner_qkv, inner_proj, cross_qkv, cross_proj, fc1, fc2;
+    AlignedVector relative_bias;  // [heads, 225]
+    AlignedVector step_bias;      // [heads, G, G]
+  };
+
+  AlignedVector start;        // [C]
+  AlignedVector embed_bias;   // [2, slices, d]: of E and of P
+  AlignedVector embed_group;  // [G, d]
+  AlignedVector embed_level;  // [levels, d]
+  // By slice of the group before and slice of the group: [E | P]; only pairs that occur.
+  std::vector<strict::PackedLinear> embed;
+  std::vector<Block> blocks;
+  AlignedVector norm[2];
+  std::vector<strict::PackedLinear> mean_head, scale_head, lrp;  // by slice
 };
 
 // The state of one tile between steps. Arrays over tokens are in raster order of the group grid.
@@ -72,6 +100,7 @@ class Mixer {
   Mixer(const WeightMap& weights, const std::string& prefix, MixerSizes sizes);
 
   const MixerSizes& sizes() const { return sizes_; }
+  const MixerWeights& weights() const { return weights_; }
 
   // Memory of a tile, in bytes; most of it is the context cache.
   int64_t tile_bytes(int64_t tokens, int members) const;
@@ -83,6 +112,9 @@ class Mixer {
   // e_level at quality / 256.
   void level_embedding(int64_t quality, float* out) const;  // [d]
 
+  // The bias of a step's embedding without e_level: (bE + bP) + e_group.
+  void group_embedding(int64_t step, float* out) const;  // [d]
+
   // The tokens that a member owns in all steps.
   Member::Range rows(const Member& member, const TileState& tile) const;
 
@@ -93,35 +125,20 @@ class Mixer {
   void correct(const Member& member, TileState& tile, int64_t step) const;
 
  private:
-  struct Block {
-    AlignedVector inner_norm[2], cross_norm[2], mlp_norm[2];  // weight, bias
-    strict::PackedLinear inner_qkv, inner_proj, cross_qkv, cross_proj, fc1, fc2;
-    AlignedVector relative_bias;  // [heads, 225]
-    AlignedVector step_bias;      // [heads, G, G]
-  };
   struct Scratch;
 
   Scratch scratch_of(const Member& member, const TileState& tile) const;
   int64_t scratch_size() const;
   int64_t hidden_size() const;  // of a row
-  int64_t slice_before(int64_t step) const;
   void embed(const TileState& tile, int64_t step, const float* bias, int64_t row, int64_t rows,
              const Scratch& scratch) const;
-  void attend_inner(const Member& member, const TileState& tile, const Block& block, int lattice,
-                    const float* qkv) const;
+  void attend_inner(const Member& member, const TileState& tile, const MixerWeights::Block& block,
+                    int lattice, const float* qkv) const;
   void run_rows(const TileState& tile, int64_t layer, int64_t step, int64_t row, int64_t rows,
                 const Scratch& scratch) const;
 
   MixerSizes sizes_;
-  AlignedVector start_;        // [C]
-  AlignedVector embed_bias_;   // [2, slices, d]: of E and of P
-  AlignedVector embed_group_;  // [G, d]
-  AlignedVector embed_level_;  // [levels, d]
-  // By slice of the group before and slice of the group: [E | P]; only pairs that occur.
-  std::vector<strict::PackedLinear> embed_;
-  std::vector<Block> blocks_;
-  AlignedVector norm_[2];
-  std::vector<strict::PackedLinear> mean_head_, scale_head_, lrp_;  // by slice
+  MixerWeights weights_;
 };
 
 }  // namespace groupedmixer::mixer
