@@ -9,6 +9,7 @@
 
 #include "common/isa.h"
 #include "entropy/rans_kernels.h"
+#include "entropy/rans_layout.h"
 #include "entropy/stream_error.h"
 #include "entropy/varint.h"
 
@@ -18,37 +19,9 @@ GROUPEDMIXER_DECLARE_VARIANTS(RansKernels, rans_kernels)
 
 namespace {
 
-constexpr int kWordBits = 16;
-constexpr std::array<int, 5> kLaneCounts = {1, 4, 8, 16,
-                                            32};  // by the code in a stream's first byte
-static_assert(kLaneCounts.back() == kMaxLanes);
-
-constexpr int kStateBytes = 4;
 constexpr int kMaxSizeBytes = 5;  // of the escape section's length
+constexpr int kMaxHeaderBytes = 1 + kMaxSizeBytes + kStateBytes * kMaxLanes;
 constexpr uint64_t kMaxEscapes = std::numeric_limits<uint32_t>::max();  // bytes of that section
-constexpr int kMaxEscapeBytes = 3;  // 2 * (32767 + 32768) + 1 < 2^21
-
-// A state must be below count << kEncodeShift before its symbol is encoded, to stay below 2^32
-// after.
-constexpr int kEncodeShift = 32 - kPrecision;
-static_assert((kLowerBound >> kPrecision) << kWordBits == 1u << kEncodeShift,
-              "one word at most leaves or enters a state per symbol");
-
-// x / count == x * kReciprocal[count] >> kReciprocalBits for every x < count << kEncodeShift:
-// with r = ceil(2^44 / count) the error x * (r * count - 2^44) is below count^2 * 2^20 <= 2^44, and
-// the product stays below 2^64. One shift for all counts keeps the loop free of a second table.
-constexpr int kReciprocalBits = 2 * kPrecision + kEncodeShift;
-static_assert(kReciprocalBits + kEncodeShift == 64);
-
-constexpr std::array<uint64_t, kTotal> make_reciprocals() {
-  std::array<uint64_t, kTotal> reciprocals{};
-  for (uint64_t count = 1; count < kTotal; ++count) {
-    reciprocals[count] = ((uint64_t{1} << kReciprocalBits) + count - 1) / count;
-  }
-  return reciprocals;
-}
-
-constexpr std::array<uint64_t, kTotal> kReciprocals = make_reciprocals();
 
 uint32_t load_u16(const uint8_t* bytes) { return bytes[0] | uint32_t{bytes[1]} << 8; }
 uint32_t load_u32(const uint8_t* bytes) { return load_u16(bytes) | load_u16(bytes + 2) << 16; }
@@ -73,13 +46,6 @@ void check_skip_below(int64_t skip_below, const Tables& tables) {
   throw std::invalid_argument("indexes must be below " + std::to_string(tables.size()) +
                               " (the number of tables), got " + std::to_string(index) +
                               " at position " + std::to_string(position));
-}
-
-// The distance of a value outside the support, with its side in the lowest bit.
-uint32_t fold_escape(int32_t value, const Table& table) {
-  const int32_t last = table.offset + table.num_values - 1;
-  return value > last ? 2u * static_cast<uint32_t>(value - last - 1)
-                      : 2u * static_cast<uint32_t>(table.offset - 1 - value) + 1u;
 }
 
 // Escapes and far symbols that a kernel may note before it has to come back.
@@ -154,6 +120,71 @@ Coded<Index> without_skipped(const int16_t* symbols,  // [count], or null
 }
 
 }  // namespace
+
+StreamHeader parse_header(const uint8_t* data, size_t size) {
+  if (size == 0) throw StreamError("empty");
+  const uint8_t* cursor = data;
+  const uint8_t* const end = data + size;
+  const uint8_t lane_code = *cursor++;
+  if (lane_code >= kLaneCodes) {
+    throw StreamError("the lane code must be 0 .. 4, got " + std::to_string(lane_code));
+  }
+  StreamHeader header{};
+  header.lanes = lanes_of_code(lane_code);
+  const uint64_t escape_bytes = read_varint(cursor, end, kMaxSizeBytes, "the escape length");
+  if (escape_bytes > kMaxEscapes) {
+    throw StreamError("the escape length must be below 2^32, got " + std::to_string(escape_bytes));
+  }
+  const uint64_t state_bytes = static_cast<uint64_t>(header.lanes) * kStateBytes;
+  const uint64_t remaining = static_cast<uint64_t>(end - cursor);
+  if (remaining < state_bytes + escape_bytes) {
+    throw StreamError("must hold " + std::to_string(state_bytes) + " bytes of states and " +
+                      std::to_string(escape_bytes) + " of escapes, got " +
+                      std::to_string(remaining));
+  }
+  if ((remaining - state_bytes - escape_bytes) % kWordBytes != 0) {
+    throw StreamError("the section of 16-bit words has an odd number of bytes");
+  }
+  for (int lane = 0; lane < header.lanes; ++lane) {
+    header.states[lane] = load_u32(cursor);
+    if (header.states[lane] < kLowerBound) {
+      throw StreamError("states must be at least 65536, got " +
+                        std::to_string(header.states[lane]) + " in lane " + std::to_string(lane));
+    }
+    cursor += kStateBytes;
+  }
+  header.words = static_cast<size_t>(cursor - data);
+  header.escapes = size - static_cast<size_t>(escape_bytes);
+  header.end = size;
+  return header;
+}
+
+std::vector<uint8_t> make_header(int lanes, const uint32_t* states, uint64_t escape_bytes) {
+  int lane_code = 0;
+  while (lanes_of_code(lane_code) != lanes) ++lane_code;
+  std::vector<uint8_t> header = {static_cast<uint8_t>(lane_code)};
+  append_varint(escape_bytes, header);
+  for (int lane = 0; lane < lanes; ++lane) {
+    header.resize(header.size() + kStateBytes);
+    store_u32(states[lane], header.data() + header.size() - kStateBytes);
+  }
+  return header;
+}
+
+void check_end(uint64_t word_bytes, uint64_t escape_bytes, int lanes, const uint32_t* states) {
+  if (word_bytes != 0) {
+    throw StreamError(std::to_string(word_bytes) + " bytes of words are left over");
+  }
+  if (escape_bytes != 0) {
+    throw StreamError(std::to_string(escape_bytes) + " bytes of escapes are left over");
+  }
+  for (int lane = 0; lane < lanes; ++lane) {
+    if (states[lane] != kLowerBound) {
+      throw StreamError("every state must end at 65536, got " + std::to_string(states[lane]) +
+                        " in lane " + std::to_string(lane));
+    }
+  }
+}
 
 template <typename Index>
 void Encoder::push(const int16_t* symbols, const Index* indexes, int64_t count,
@@ -239,29 +270,13 @@ double Encoder::estimated_bits() const {
   return static_cast<double>(cost_) / (1 << kCostBits) + 8.0 * static_cast<double>(escapes_.size());
 }
 
-// The flush of a lane is kStateBytes. Integers throughout: the choice is part of the bytes.
-int Encoder::choose_lanes() const {
-  const uint64_t payload = cost_ + (uint64_t{8} * escapes_.size() << kCostBits);
-  int chosen = kLaneCounts.front();
-  for (const int lanes : kLaneCounts) {
-    const uint64_t flush = uint64_t{8} * kStateBytes * static_cast<uint64_t>(lanes) << kCostBits;
-    if (flush * 10000 <= payload * 75) chosen = lanes;  // 0.75 %
-  }
-  return chosen;
-}
-
 std::vector<uint8_t> Encoder::finish(int lanes) const {
-  if (lanes == 0) lanes = choose_lanes();
-  const auto lane_code = std::find(kLaneCounts.begin(), kLaneCounts.end(), lanes);
-  if (lane_code == kLaneCounts.end()) {
+  if (lanes == 0) lanes = choose_lanes(cost_, escapes_.size());
+  if (lanes != 1 && lanes != 4 && lanes != 8 && lanes != 16 && lanes != 32) {
     throw std::invalid_argument("lanes must be 0 (chosen), 1, 4, 8, 16 or 32, got " +
                                 std::to_string(lanes));
   }
-  std::vector<uint8_t> header = {static_cast<uint8_t>(lane_code - kLaneCounts.begin())};
-  append_varint(escapes_.size(), header);
-
-  const size_t state_bytes = static_cast<size_t>(lanes) * kStateBytes;
-  UninitializedVector<uint8_t> buffer(header.size() + state_bytes + 2 * intervals_.size() +
+  UninitializedVector<uint8_t> buffer(kMaxHeaderBytes + kWordBytes * intervals_.size() +
                                       escapes_.size());
   uint8_t* const end = buffer.data() + buffer.size();
   uint8_t* cursor = end - escapes_.size();
@@ -274,8 +289,7 @@ std::vector<uint8_t> Encoder::finish(int lanes) const {
     encode(intervals_.data() + begin, group_ends_[group] - begin, states.data(), lanes, cursor);
   }
 
-  cursor -= state_bytes;
-  for (int lane = 0; lane < lanes; ++lane) store_u32(states[lane], cursor + kStateBytes * lane);
+  const std::vector<uint8_t> header = make_header(lanes, states.data(), escapes_.size());
   cursor -= header.size();
   std::copy(header.begin(), header.end(), cursor);
   return {cursor, end};
@@ -308,37 +322,11 @@ void Encoder::encode(const Interval* intervals, size_t count, uint32_t* states, 
 }
 
 Decoder::Decoder(const uint8_t* data, size_t size) : end_(data + size) {
-  if (size == 0) throw StreamError("empty");
-  const uint8_t* cursor = data;
-  const uint8_t lane_code = *cursor++;
-  if (lane_code >= kLaneCounts.size()) {
-    throw StreamError("the lane code must be 0 .. 4, got " + std::to_string(lane_code));
-  }
-  lanes_ = kLaneCounts[lane_code];
-  const uint64_t escape_bytes = read_varint(cursor, end_, kMaxSizeBytes, "the escape length");
-  if (escape_bytes > kMaxEscapes) {
-    throw StreamError("the escape length must be below 2^32, got " + std::to_string(escape_bytes));
-  }
-  const uint64_t state_bytes = static_cast<uint64_t>(lanes_) * kStateBytes;
-  const uint64_t remaining = static_cast<uint64_t>(end_ - cursor);
-  if (remaining < state_bytes + escape_bytes) {
-    throw StreamError("must hold " + std::to_string(state_bytes) + " bytes of states and " +
-                      std::to_string(escape_bytes) + " of escapes, got " +
-                      std::to_string(remaining));
-  }
-  if ((remaining - state_bytes - escape_bytes) % 2 != 0) {
-    throw StreamError("the section of 16-bit words has an odd number of bytes");
-  }
-  for (int lane = 0; lane < lanes_; ++lane) {
-    states_[lane] = load_u32(cursor);
-    if (states_[lane] < kLowerBound) {
-      throw StreamError("states must be at least 65536, got " + std::to_string(states_[lane]) +
-                        " in lane " + std::to_string(lane));
-    }
-    cursor += kStateBytes;
-  }
-  word_ = cursor;
-  words_end_ = end_ - escape_bytes;
+  const StreamHeader header = parse_header(data, size);
+  lanes_ = header.lanes;
+  states_ = header.states;
+  word_ = data + header.words;
+  words_end_ = data + header.escapes;
   escape_ = words_end_;
 }
 
@@ -351,9 +339,7 @@ void Decoder::require_ready() const {
 
 int16_t Decoder::read_escape(const Table& table) {
   const uint64_t folded = read_varint(escape_, end_, kMaxEscapeBytes, "an escaped value");
-  const int32_t distance = static_cast<int32_t>(folded >> 1);
-  const int32_t value =
-      (folded & 1) != 0 ? table.offset - 1 - distance : table.offset + table.num_values + distance;
+  const int32_t value = unfold_escape(static_cast<uint32_t>(folded), table);
   if (value < std::numeric_limits<int16_t>::min() || value > std::numeric_limits<int16_t>::max()) {
     throw StreamError("an escaped value must lie in int16, got " + std::to_string(value));
   }
@@ -447,18 +433,8 @@ template void Decoder::pop(const uint16_t*, int64_t, const Tables&, int64_t, int
 void Decoder::finish() {
   require_ready();
   status_ = Status::kFailed;
-  if (word_ != words_end_) {
-    throw StreamError(std::to_string(words_end_ - word_) + " bytes of words are left over");
-  }
-  if (escape_ != end_) {
-    throw StreamError(std::to_string(end_ - escape_) + " bytes of escapes are left over");
-  }
-  for (int lane = 0; lane < lanes_; ++lane) {
-    if (states_[lane] != kLowerBound) {
-      throw StreamError("every state must end at 65536, got " + std::to_string(states_[lane]) +
-                        " in lane " + std::to_string(lane));
-    }
-  }
+  check_end(static_cast<uint64_t>(words_end_ - word_), static_cast<uint64_t>(end_ - escape_),
+            lanes_, states_.data());
   status_ = Status::kFinished;
 }
 

@@ -21,6 +21,29 @@
 
 namespace groupedmixer::entropy {
 
+// What a stream begins with and where its parts lie, in bytes from its beginning.
+struct StreamHeader {
+  int lanes;
+  std::array<uint32_t, kMaxLanes> states;
+  size_t words;
+  size_t escapes;  // the words end here
+  size_t end;
+};
+
+// Throws StreamError.
+StreamHeader parse_header(const uint8_t* data,  // [size]
+                          size_t size);
+
+// The bytes ahead of a stream's words.
+std::vector<uint8_t> make_header(int lanes,
+                                 const uint32_t* states,  // [lanes]
+                                 uint64_t escape_bytes);
+
+// Throws StreamError unless a stream ends where a decoder stands: with so many bytes of words and
+// escapes left, in these states.
+void check_end(uint64_t word_bytes, uint64_t escape_bytes, int lanes,
+               const uint32_t* states);  // [lanes]
+
 class Encoder {
  public:
   // Adds a group. `Index` is uint8_t or uint16_t. Throws std::invalid_argument or std::bad_alloc,
@@ -45,7 +68,6 @@ class Encoder {
   void look_up(const int16_t* symbols,  // [count]
                const Index* indexes,    // [count]
                int64_t count, const Tables& tables);
-  int choose_lanes() const;
   void encode(const Interval* intervals, size_t count, uint32_t* states, int lanes,
               uint8_t*& cursor) const;
 

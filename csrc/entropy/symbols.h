@@ -13,6 +13,8 @@
 
 #include <cstdint>
 
+#include "common/tile_set.h"
+
 namespace groupedmixer::entropy {
 
 // Indexes are bytes.
@@ -63,5 +65,24 @@ void dequantize_group(const DequantizeGroupParams& params);
 void launch_quantize_group(const QuantizeGroupParams& params, uint32_t* non_finite, void* stream);
 void launch_scale_indexes(const ScaleIndexesParams& params, uint32_t* non_finite, void* stream);
 void launch_dequantize_group(const DequantizeGroupParams& params, void* stream);
+
+// A group of all tiles of a latent, of which the indexes are known already.
+struct QuantizeTilesParams {
+  const float* y;  // [latent height, latent_width, latent_channels]
+  int64_t latent_width, latent_channels;
+  int64_t row_phase, column_phase;
+  int64_t slice;            // its first channel is slice * channels
+  TileSet set;              // of T tokens
+  const int32_t* position;  // [T], row * latent_width + column of the token's patch; -1: none
+  const float* mean;        // [T, channels]
+  const uint8_t* indexes;   // [T, channels]
+  int32_t channels;
+  int32_t skip_below;
+  int16_t* symbols;    // [T, channels], 0 where there is no position
+  float* y_hat;        // [T, channels], +0 where there is no position
+  uint32_t* failures;  // [set.count], of a tile with NaN or infinity in y: at most failure
+  uint32_t failure;
+};
+void launch_quantize_tiles(const QuantizeTilesParams& params, void* stream);
 
 }  // namespace groupedmixer::entropy

@@ -72,6 +72,29 @@ __global__ void dequantize_group_kernel(DequantizeGroupParams p) {
   }
 }
 
+__global__ void quantize_tiles_kernel(QuantizeTilesParams p) {
+  const int64_t count = static_cast<int64_t>(p.set.tokens) * p.channels;
+  const int64_t phase = p.row_phase * p.latent_width + p.column_phase;
+  for (int64_t i = first_element(); i < count; i += element_stride()) {
+    const auto token = static_cast<int32_t>(i / p.channels);
+    const int32_t position = p.position[token];
+    if (position < 0) {
+      p.symbols[i] = 0;
+      p.y_hat[i] = 0.0f;
+      continue;
+    }
+    const int64_t channel = p.slice * p.channels + i % p.channels;
+    const float y = p.y[(position + phase) * p.latent_channels + channel];
+    if (bit_if_non_finite(y, kNonFiniteY) != 0) {
+      atomicMin(&p.failures[p.set.tile_of(token)], p.failure);
+    }
+    const float mean = p.mean[i];
+    const int symbol = p.indexes[i] < p.skip_below ? 0 : round_symbol(__fsub_rn(y, mean));
+    p.symbols[i] = static_cast<int16_t>(symbol);
+    p.y_hat[i] = __fadd_rn(__int2float_rn(symbol), mean);
+  }
+}
+
 }  // namespace
 
 void launch_quantize_group(const QuantizeGroupParams& params, uint32_t* non_finite, void* stream) {
@@ -90,6 +113,13 @@ void launch_dequantize_group(const DequantizeGroupParams& params, void* stream) 
   if (params.count == 0) return;
   launch("dequantize_group_kernel", dequantize_group_kernel, grid_size(params.count, kThreads),
          kThreads, 0, stream, params);
+}
+
+void launch_quantize_tiles(const QuantizeTilesParams& params, void* stream) {
+  const int64_t count = static_cast<int64_t>(params.set.tokens) * params.channels;
+  if (count == 0) return;
+  launch("quantize_tiles_kernel", quantize_tiles_kernel, grid_size(count, kThreads), kThreads, 0,
+         stream, params);
 }
 
 }  // namespace groupedmixer::entropy
