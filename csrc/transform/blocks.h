@@ -38,8 +38,17 @@ class BlockStack {
   BlockStack(const WeightMap& weights, const std::string& prefix, int64_t first, int64_t depth,
              int64_t channels);
 
+  struct Block {
+    strict::PackedLinear enter;  // spatial.0
+    AlignedVector taps;          // spatial.2, [9, channels]
+    AlignedVector taps_bias;     // [channels]
+    strict::PackedLinear mix;    // spatial.3
+    strict::PackedLinear widen, narrow;
+  };
+
   int64_t depth() const { return static_cast<int64_t>(blocks_.size()); }
   int64_t channels() const { return channels_; }
+  const std::vector<Block>& blocks() const { return blocks_; }
 
   // What the first block sees of x. Nothing if there is none.
   void open(const float* x,  // [pixels, channels]
@@ -50,13 +59,6 @@ class BlockStack {
   void run(int64_t block, const BlockRows& part, float* scratch) const;
 
  private:
-  struct Block {
-    strict::PackedLinear enter;  // spatial.0
-    AlignedVector taps;          // spatial.2, [9, channels]
-    AlignedVector taps_bias;     // [channels]
-    strict::PackedLinear mix;    // spatial.3
-    strict::PackedLinear widen, narrow;
-  };
   int64_t channels_;
   std::vector<Block> blocks_;
 };

@@ -39,11 +39,16 @@ class HyperAnalysis {
            float* z,  // [ceil(height / 4), ceil(width / 4), N_z]
            float* scratch) const;
 
+  // Named by the scale of what they read.
+  const strict::PackedLinear& full() const { return full_; }
+  const strict::PackedLinear& half() const { return half_; }
+  const strict::PackedLinear& quarter() const { return quarter_; }
+
  private:
   struct Scratch;
   Scratch divide(int members, int64_t height, int64_t width) const;
 
-  strict::PackedLinear full_, half_, quarter_;  // named by the scale of what they read
+  strict::PackedLinear full_, half_, quarter_;
   int64_t latent_channels_;
   int64_t hyper_width_;
   int64_t strip_;
@@ -65,6 +70,11 @@ class HyperSynthesis {
            const Grid& region,  // of latent positions, inside 4 x that of z_hat
            float* psi,          // [region.rows, region.columns, d]
            float* scratch) const;
+
+  // Named by the scale of what they read, as above.
+  const strict::PackedLinear& quarter() const { return quarter_; }
+  const strict::PackedLinear& half() const { return half_; }
+  const strict::PackedLinear& last() const { return last_; }
 
  private:
   struct Scratch;

@@ -33,20 +33,7 @@ std::vector<int64_t> shuffled_order(int64_t channels, int64_t side) {
 }
 
 void apply(const strict::PackedLinear& layer, const LayerCall& call) {
-  strict::LinearParams params{};
-  params.x = call.x;
-  params.x_stride = call.x_stride;
-  params.weight = layer.weight.data();
-  params.bias = layer.bias.data();
-  params.out = call.out;
-  params.out_stride = call.out_stride;
-  params.rows = call.rows;
-  params.depth = layer.depth;
-  params.width = layer.width;
-  params.activation = call.activation;
-  params.residual = call.residual;
-  params.residual_stride = call.out_stride;
-  strict::kernels().linear(params);
+  strict::kernels().linear(params_of(layer, call));
 }
 
 void gather_windows(const ImagePart& image, int64_t stride, const Grid& grid, int64_t begin,

@@ -40,6 +40,25 @@ struct LayerCall {
 };
 void apply(const strict::PackedLinear& layer, const LayerCall& call);
 
+// `Layer` is a PackedLinear, or what a device has of one.
+template <typename Layer>
+strict::LinearParams params_of(const Layer& layer, const LayerCall& call) {
+  strict::LinearParams params{};
+  params.x = call.x;
+  params.x_stride = call.x_stride;
+  params.weight = layer.weight.data();
+  params.bias = layer.bias.data();
+  params.out = call.out;
+  params.out_stride = call.out_stride;
+  params.rows = call.rows;
+  params.depth = layer.depth;
+  params.width = layer.width;
+  params.activation = call.activation;
+  params.residual = call.residual;
+  params.residual_stride = call.out_stride;
+  return params;
+}
+
 // The part of an image that is in memory.
 struct ImagePart {
   const float* data;  // [.., columns, channels], from pixel (top, left) on

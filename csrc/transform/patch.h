@@ -59,6 +59,13 @@ class PatchAnalysis {
            float* y,  // [latent_height, latent_width, M]
            float* scratch) const;
 
+  const strict::PackedLinear& linear() const { return linear_; }
+  const strict::PackedLinear& first() const { return first_; }  // at 1/8
+  const strict::PackedLinear& join() const { return join_; }    // from 1/8 to 1/16
+  const strict::PackedLinear& last() const { return last_; }    // at 1/16
+  const BlockStack& early() const { return early_; }
+  const BlockStack& late() const { return late_; }
+
  private:
   struct Pass;
   Stream stream(int64_t rows, int64_t columns, int members) const;
@@ -89,6 +96,15 @@ class PatchSynthesis {
            bool grey,     // all samples of a pixel are the mean of its colours
            uint8_t* rgb,  // [bottom - top, right - left, 3]
            float* scratch) const;
+
+  // Outputs of linear() are [2, 2, 8, 8, 3], those of last() [8, 8, 3], those of split()
+  // [2, 2, wide].
+  const strict::PackedLinear& linear() const { return linear_; }
+  const strict::PackedLinear& last() const { return last_; }    // at 1/8
+  const strict::PackedLinear& split() const { return split_; }  // from 1/16 to 1/8
+  const strict::PackedLinear& first() const { return first_; }  // at 1/16
+  const BlockStack& late() const { return late_; }
+  const BlockStack& early() const { return early_; }
 
  private:
   struct Pass;

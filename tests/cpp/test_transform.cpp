@@ -11,19 +11,18 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <map>
 #include <random>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "common/team.h"
-#include "common/weight_map.h"
 #include "strict/kernels.h"
 #include "strict/math.h"
 #include "testing.h"
 #include "transform/hyper.h"
 #include "transform/patch.h"
+#include "transform_weights.h"
 
 using namespace groupedmixer;
 using namespace groupedmixer::transform;
@@ -36,27 +35,6 @@ bool same(const std::vector<float>& a, const std::vector<float>& b) {
 }
 
 // ---- the reference ------------------------------------------------------------------------------
-
-struct Layer {
-  int64_t width, channels, side;
-  std::vector<float> weight, bias;
-};
-
-// Layers by name, as the transforms under test get them and as the reference does.
-struct Weights {
-  std::map<std::string, Layer> layers;
-  WeightMap map;
-
-  void add(Random& random, const std::string& name, int64_t width, int64_t channels, int64_t side) {
-    const int64_t depth = channels * side * side;
-    const float spread = 1.5f / std::sqrt(static_cast<float>(depth));
-    Layer& layer = layers[name];
-    layer = {width, channels, side, noise(random, width * depth, spread),
-             noise(random, width, 0.1f)};
-    map.add(name + ".weight", {width, channels, side, side}, layer.weight.data());
-    map.add(name + ".bias", {width}, layer.bias.data());
-  }
-};
 
 struct Image {
   int64_t height, width, channels;
@@ -189,24 +167,6 @@ Image pad(const Image& in, int64_t height, int64_t width) {
   return out;
 }
 
-// ---- the sizes under test
-// -------------------------------------------------------------------------
-
-// None is a multiple of the vectors' or the panels' width.
-constexpr int64_t kM = 20, kHyperWidth = 19, kHyperChannels = 7, kFeatures = 33;
-
-void add_blocks(Random& random, Weights& weights, const std::string& prefix, int64_t first,
-                int64_t depth, int64_t channels) {
-  for (int64_t i = first; i < first + depth; ++i) {
-    const std::string name = prefix + std::to_string(i);
-    weights.add(random, name + ".spatial.0", channels, channels, 1);
-    weights.add(random, name + ".spatial.2", channels, 1, 3);
-    weights.add(random, name + ".spatial.3", channels, channels, 1);
-    weights.add(random, name + ".pointwise.0", 2 * channels, channels, 1);
-    weights.add(random, name + ".pointwise.2", channels, 2 * channels, 1);
-  }
-}
-
 Image run_blocks(Weights& weights, const std::string& prefix, int64_t first, int64_t depth,
                  Image x) {
   for (int64_t i = first; i < first + depth; ++i) {
@@ -221,20 +181,6 @@ Image run_blocks(Weights& weights, const std::string& prefix, int64_t first, int
   return x;
 }
 
-Weights make_analysis(const PatchSizes& s) {
-  Random random(1);
-  Weights weights;
-  const std::string prefix = "g_a.network.";
-  weights.add(random, "g_a.linear", s.latent_channels, 768, 1);
-  weights.add(random, prefix + "1", s.wide, 192, 1);
-  add_blocks(random, weights, prefix, 2, s.early, s.wide);
-  weights.add(random, prefix + std::to_string(3 + s.early), s.narrow, 4 * s.wide, 1);
-  add_blocks(random, weights, prefix, 4 + s.early, s.late, s.narrow);
-  weights.add(random, prefix + std::to_string(4 + s.early + s.late), s.latent_channels, s.narrow,
-              1);
-  return weights;
-}
-
 Image analyse(Weights& weights, const PatchSizes& s, const Image& picture) {
   const auto layer = [&](int64_t i) -> const Layer& {
     return weights.layers.at("g_a.network." + std::to_string(i));
@@ -245,19 +191,6 @@ Image analyse(Weights& weights, const PatchSizes& s, const Image& picture) {
   x = run_blocks(weights, "g_a.network.", 4 + s.early, s.late, x);
   return add(convolve(unshuffle(picture, 16), weights.layers.at("g_a.linear")),
              convolve(x, layer(4 + s.early + s.late)));
-}
-
-Weights make_synthesis(const PatchSizes& s) {
-  Random random(2);
-  Weights weights;
-  const std::string prefix = "g_s.network.";
-  weights.add(random, "g_s.linear", 768, s.latent_channels, 1);
-  weights.add(random, prefix + "0", s.narrow, s.latent_channels, 1);
-  add_blocks(random, weights, prefix, 1, s.late, s.narrow);
-  weights.add(random, prefix + std::to_string(1 + s.late), 4 * s.wide, s.narrow, 1);
-  add_blocks(random, weights, prefix, 3 + s.late, s.early, s.wide);
-  weights.add(random, prefix + std::to_string(3 + s.late + s.early), 192, s.wide, 1);
-  return weights;
 }
 
 Image synthesise(Weights& weights, const PatchSizes& s, const Image& y_hat) {
@@ -287,8 +220,10 @@ std::vector<uint8_t> to_bytes(const Image& image, const PixelRegion& region, boo
   return bytes;
 }
 
-// ---- tests
-// ----------------------------------------------------------------------------------------
+// ---- tests ------------------------------------------------------------------------------------
+
+// None is a multiple of the vectors' or the panels' width.
+constexpr int64_t kM = 20, kHyperWidth = 19, kHyperChannels = 7, kFeatures = 33;
 
 // What kernels computed is checked in transforms; maps that they have no use for are checked here.
 void test_maps() {
@@ -345,10 +280,7 @@ void test_depthwise() {
 
 void test_hyper_analysis() {
   Random random(5);
-  Weights weights;
-  weights.add(random, "h_a.0", kHyperWidth, kM, 3);
-  weights.add(random, "h_a.2", kHyperWidth, kHyperWidth, 3);
-  weights.add(random, "h_a.4", kHyperChannels, kHyperWidth, 3);
+  Weights weights = make_hyper_analysis(kM, kHyperWidth, kHyperChannels);
   for (const auto& [height, width] :
        {std::pair<int64_t, int64_t>{1, 1}, {4, 8}, {5, 3}, {14, 10}}) {
     Image y(height, width, kM);
@@ -374,10 +306,7 @@ void test_hyper_analysis() {
 
 void test_hyper_synthesis() {
   Random random(6);
-  Weights weights;
-  weights.add(random, "h_s.0.0", 4 * kHyperWidth, kHyperChannels, 3);
-  weights.add(random, "h_s.2.0", 4 * kHyperWidth, kHyperWidth, 3);
-  weights.add(random, "h_s.4", kFeatures, kHyperWidth, 1);
+  Weights weights = make_hyper_synthesis(kHyperChannels, kHyperWidth, kFeatures);
   const HyperSynthesis transform(weights.map, "h_s.", kHyperChannels, kHyperWidth, kFeatures);
   for (const auto& [height, width] : {std::pair<int64_t, int64_t>{1, 1}, {2, 3}, {5, 4}}) {
     Image z(height, width, kHyperChannels);
