@@ -4,7 +4,7 @@
 Everything between the latent and the bytes of its streams runs in C++ without torch and without the
 GIL: hyper transforms, the transformer step by step over its context cache, quantisation, rANS.
 docs/numerics.md specifies the arithmetic, docs/bitstream.md the streams. The result depends neither
-on the number of threads nor on the processor.
+on the number of threads nor on the processor, and is the same on a GPU.
 
 `groupedmixer` wraps this for its models. Use it directly to code with weights of your own, without
 torch.
@@ -13,12 +13,13 @@ torch.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from groupedmixer_ext import _engine
+from groupedmixer_ext._device_engine import DeviceEngine, device_module, has_cuda
 from groupedmixer_ext._engine import NonFiniteError, TileError
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "TableArrays",
     "Tile",
     "TileError",
+    "has_cuda",
 ]
 
 ARITHMETIC_ID = "f32-seg128-kv16-v1"
@@ -105,11 +107,20 @@ class Engine:
         only.
     y_tables, z_tables
         Integer tables; z has one a channel.
+    device
+        None: the CPU. Else the number of a GPU: weights, context cache and coder live there, all
+        of a call's work is one CUDA graph once its sizes have occurred before, and calls take
+        turns. The bytes and numbers are those of the CPU.
 
     Raises
     ------
     ValueError
-        If a weight is missing or of another shape, or a table breaks its rules.
+        If a weight is missing or of another shape, a table breaks its rules, or there is no such
+        GPU.
+    RuntimeError
+        If no GPU can be used: there is none, or this build has no code for it.
+    MemoryError
+        If the GPU has too little memory left; so may the methods.
     """
 
     def __init__(
@@ -128,8 +139,10 @@ class Engine:
         patch_transform: tuple[int, int, int, int] | None,
         y_tables: TableArrays,
         z_tables: TableArrays,
+        device: int | None = None,
     ) -> None:
-        self._native = _engine.Engine(
+        module = _engine if device is None else device_module()
+        self._coders = module.Coders(
             weights={
                 name: np.ascontiguousarray(value, np.float32) for name, value in weights.items()
             },
@@ -146,12 +159,18 @@ class Engine:
             y_tables=y_tables,
             z_tables=z_tables,
         )
+        self._native: _CpuEngine | DeviceEngine
+        if device is None:
+            self._native = _CpuEngine(self._coders)
+        else:
+            self._native = DeviceEngine(self._coders, device, latent_channels)
         self._latent_channels = latent_channels
+        self.device = device
 
     @property
     def has_transform(self) -> bool:
         """Whether `compress` and `decompress` work: the engine has the ``patch`` transforms."""
-        return bool(self._native.has_transform)
+        return bool(self._coders.has_transform)
 
     def inverse_gains(self, quality: int) -> NDArray[np.float32]:  # [M]
         """What a latent is multiplied with after decoding, at ``quality`` / 256.
@@ -160,22 +179,37 @@ class Engine:
         """
         if not 0 <= quality <= MAX_QUALITY:
             raise ValueError(f"quality must be in 0..{MAX_QUALITY}, got {quality}")
-        gains: NDArray[np.float32] = self._native.inverse_gains(quality)
+        gains: NDArray[np.float32] = self._coders.inverse_gains(quality)
         return gains
 
     def encode(
         self,
-        y: NDArray[np.float32],  # [B, H, W, M]
+        y: Any,  # [B, H, W, M]
         settings: Sequence[Settings],  # [B]
         threads: int,
-    ) -> tuple[list[CodedLatent], NDArray[np.float32], Times]:
+        *,
+        stream: int = 0,
+        out: Any = None,  # [B, H, W, M]
+    ) -> tuple[list[CodedLatent], Any, Times]:
         """Codes a batch of latents.
+
+        Parameters
+        ----------
+        y
+            float32; on a GPU, also an array of that GPU with ``__cuda_array_interface__``.
+        threads
+            Of the CPU's engine.
+        stream
+            The ``cudaStream_t`` of a GPU's engine, whose earlier work is waited for, as a number:
+            ``torch.cuda.current_stream().cuda_stream``.
+        out
+            Receives y_hat, contiguous float32; of the same kinds as ``y``. None: a new array.
 
         Returns
         -------
         (coded, y_hat, times)
             A `CodedLatent` each; the latents as `decode` returns them, [B, H, W, M] float32, gains
-            still in; seconds by stage.
+            still in (``out`` if it is given); seconds by stage.
 
         Raises
         ------
@@ -190,8 +224,9 @@ class Engine:
                 f"y must be [B, H, W, {self._latent_channels}] and not empty, got {list(y.shape)}"
             )
         _check_batch(settings, len(y))
-        scratch = np.array(y, np.float32, order="C", copy=True)
-        items, y_hat, times = self._native.encode(scratch, list(settings), _threads(threads))
+        items, y_hat, times = self._native.encode(
+            y, list(settings), self._workers(threads, stream), out
+        )
         return [_coded(item) for item in items], y_hat, times
 
     def decode(
@@ -201,15 +236,20 @@ class Engine:
         settings: Sequence[Settings],  # [B]
         threads: int,
         wanted: Sequence[bool] | None = None,  # [tiles]
-    ) -> tuple[NDArray[np.float32], Times]:
+        *,
+        stream: int = 0,
+        out: Any = None,  # [B, H, W, M]
+    ) -> tuple[Any, Times]:
         """Decodes a batch of latents of one size (H, W).
 
-        Tiles that are not ``wanted`` are 0 in the result, and of their bytes only z is looked at.
+        ``threads``, ``stream`` and ``out`` are those of `encode`. Tiles that are not ``wanted`` are
+        0 in the result, and of their bytes only z is looked at.
 
         Returns
         -------
         (y_hat, times)
-            [B, H, W, M] float32, gains still in; seconds by stage.
+            [B, H, W, M] float32, gains still in (``out`` if it is given); seconds by stage. On a
+            GPU, the time of the coder is part of the ``entropy_model``'s.
 
         Raises
         ------
@@ -221,8 +261,9 @@ class Engine:
         height, width = size
         _check_batch(settings, len(tiles))
         batch = [_native_tiles(item, wanted) for item in tiles]
-        y_hat, times = self._native.decode(batch, height, width, list(settings), _threads(threads))
-        return y_hat, times
+        return self._native.decode(
+            batch, height, width, list(settings), self._workers(threads, stream), out
+        )
 
     def compress(
         self,
@@ -230,6 +271,8 @@ class Engine:
         settings: Settings,
         threads: int,
         want_latent: bool = False,
+        *,
+        stream: int = 0,
     ) -> tuple[CodedLatent, NDArray[np.float32] | None, Times]:
         """Pixels to streams. Raises as `encode` does.
 
@@ -242,7 +285,7 @@ class Engine:
         if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8 or 0 in rgb.shape:
             raise ValueError(f"rgb must be uint8 [H, W, 3], got {rgb.dtype} {list(rgb.shape)}")
         item, y_hat, times = self._native.compress(
-            np.ascontiguousarray(rgb), settings, _threads(threads), want_latent
+            np.ascontiguousarray(rgb), settings, self._workers(threads, stream), want_latent
         )
         return _coded(item), y_hat, times
 
@@ -254,6 +297,8 @@ class Engine:
         threads: int,
         region: Region | None = None,
         grey: bool = False,
+        *,
+        stream: int = 0,
     ) -> tuple[NDArray[np.uint8], Times]:
         """Streams to the pixels of a picture of ``size`` (H, W), or of a region of it.
 
@@ -279,19 +324,71 @@ class Engine:
             settings,
             region or (0, 0, height, width),
             grey,
-            _threads(threads),
+            self._workers(threads, stream),
         )
         return rgb, times
+
+    def report(self) -> dict[str, int]:
+        """Of a GPU's engine: what became of its last call and what it holds.
+
+        ``graph_nodes``: nodes of the CUDA graph that was the call, 0 where its sizes were new;
+        ``scratch_bytes``: memory of the GPU for context cache and scratch. Empty on the CPU.
+        """
+        return self._native.report()
+
+    def _workers(self, threads: int, stream: int) -> int:
+        """What a native call works with: threads of the CPU, or a stream of the GPU."""
+        if self.device is not None:
+            return stream
+        if threads < 1:
+            raise ValueError(f"threads must be at least 1, got {threads}")
+        return min(threads, _MAX_THREADS)
 
     def _require_transform(self) -> None:
         if not self.has_transform:
             raise ValueError("the engine must have patch transforms to code pixels")
 
 
-def _threads(threads: int) -> int:
-    if threads < 1:
-        raise ValueError(f"threads must be at least 1, got {threads}")
-    return min(threads, _MAX_THREADS)
+class _CpuEngine:
+    """The methods of `DeviceEngine` on the CPU."""
+
+    def __init__(self, coders: _engine.Coders) -> None:
+        self._native = _engine.Engine(coders)
+        self.compress = self._native.compress
+        self.decompress = self._native.decompress
+
+    def encode(
+        self,
+        y: NDArray[np.float32],
+        settings: Sequence[_engine._Settings],
+        threads: int,
+        out: NDArray[np.float32] | None,
+    ) -> tuple[list[_engine._Coded], NDArray[np.float32], Times]:
+        scratch = np.array(y, np.float32, order="C", copy=True)
+        items, y_hat, times = self._native.encode(scratch, settings, threads)
+        return items, _moved(y_hat, out), times
+
+    def decode(
+        self,
+        tiles: Sequence[Sequence[_engine._Tile]],
+        height: int,
+        width: int,
+        settings: Sequence[_engine._Settings],
+        threads: int,
+        out: NDArray[np.float32] | None,
+    ) -> tuple[NDArray[np.float32], Times]:
+        y_hat, times = self._native.decode(tiles, height, width, settings, threads)
+        return _moved(y_hat, out), times
+
+    def report(self) -> dict[str, int]:
+        return {}
+
+
+def _moved(array: NDArray[np.float32], out: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    if out is None:
+        return array
+    np.copyto(out, array)
+    return out
 
 
 def _check_batch(settings: Sequence[Settings], batch: int) -> None:

@@ -61,9 +61,8 @@ CodedLatent ImageCoder::encode(const uint8_t* rgb, int64_t height, int64_t width
   return std::move(coded.front());
 }
 
-void ImageCoder::decode(std::vector<TileView> tiles, int64_t height, int64_t width,
-                        const Settings& settings, const transform::PixelRegion& region, bool grey,
-                        uint8_t* rgb, StageTimes& times) const {
+std::vector<bool> ImageCoder::tiles_for(const transform::PixelRegion& region, int64_t height,
+                                        int64_t width, const Settings& settings) const {
   if (!(0 <= region.top && region.top < region.bottom && region.bottom <= height &&
         0 <= region.left && region.left < region.right && region.right <= width)) {
     throw std::invalid_argument("region must be part of the picture of " + std::to_string(width) +
@@ -71,26 +70,31 @@ void ImageCoder::decode(std::vector<TileView> tiles, int64_t height, int64_t wid
   }
   const Size latent = latent_size(height, width);
   latent_coder_.check(latent.height, latent.width, settings);
-  const int64_t count = latent_coder_.count_tiles(latent.height, latent.width, settings.tile);
-  if (count != static_cast<int64_t>(tiles.size())) {
-    throw std::invalid_argument("tiles must be " + std::to_string(count) + ", got " +
-                                std::to_string(tiles.size()));
-  }
-  const auto threads = static_cast<int>(std::min<int64_t>(settings.threads, latent.height));
   constexpr int64_t kStride = transform::kLatentStride;
   const int64_t top = region.top / kStride - reach_, left = region.left / kStride - reach_;
   const transform::Grid seen = {top, left,
                                 transform::ceil_div(region.bottom, kStride) + reach_ - top,
                                 transform::ceil_div(region.right, kStride) + reach_ - left};
-  std::vector<bool> wanted =
-      latent_coder_.tiles_in(seen, latent.height, latent.width, settings.tile);
+  return latent_coder_.tiles_in(seen, latent.height, latent.width, settings.tile);
+}
+
+void ImageCoder::decode(std::vector<TileView> tiles, int64_t height, int64_t width,
+                        const Settings& settings, const transform::PixelRegion& region, bool grey,
+                        uint8_t* rgb, StageTimes& times) const {
+  const std::vector<bool> wanted = tiles_for(region, height, width, settings);
+  if (wanted.size() != tiles.size()) {
+    throw std::invalid_argument("tiles must be " + std::to_string(wanted.size()) + ", got " +
+                                std::to_string(tiles.size()));
+  }
   for (size_t i = 0; i < tiles.size(); ++i) tiles[i].wanted = wanted[i];
+  const Size latent = latent_size(height, width);
+  const auto threads = static_cast<int>(std::min<int64_t>(settings.threads, latent.height));
   const ArenaPool::Lease arena(arenas_);
   float* y_hat = arena->take<float>(latent.height * latent.width * latent_channels_);
   latent_coder_.decode({std::move(tiles)}, latent.height, latent.width, {settings}, y_hat, times);
 
   const auto start = Clock::now();
-  const AlignedVector gains = latent_coder_.inverse_gains(settings.quality);
+  const AlignedVector gains = latent_coder_.level_rows(settings.quality).inverse_gain;
   float* scratch =
       arena->take<float>(g_s_.scratch_size(threads, latent.height, latent.width, region));
   run_team(threads, [&](const Member& member) {

@@ -25,6 +25,15 @@ class ImageCoder {
   };
   Size latent_size(int64_t height, int64_t width) const;
 
+  const LatentCoder& latent_coder() const { return latent_coder_; }
+  const transform::PatchAnalysis& analysis() const { return g_a_; }
+  const transform::PatchSynthesis& synthesis() const { return g_s_; }
+
+  // Which tiles of a picture a region depends on. Throws std::invalid_argument where the region is
+  // empty or not inside, or such a picture cannot be coded so.
+  std::vector<bool> tiles_for(const transform::PixelRegion& region, int64_t height, int64_t width,
+                              const Settings& settings) const;
+
   // `y_hat` receives what the decoder will see, gains still in; null: not wanted.
   CodedLatent encode(const uint8_t* rgb,  // [height, width, 3]
                      int64_t height, int64_t width, const Settings& settings,

@@ -74,10 +74,8 @@ class GroupView {
 
 void check_finite(uint32_t non_finite, int64_t step) {
   if (non_finite == 0) return;
-  throw NonFiniteError((non_finite & entropy::kNonFiniteY) != 0
-                           ? std::string("y must be finite, got NaN or infinity")
-                           : "the entropy model gives NaN or infinity at group " +
-                                 std::to_string(step));
+  throw NonFiniteError((non_finite & entropy::kNonFiniteY) != 0 ? non_finite_y()
+                                                                : non_finite_prediction(step));
 }
 
 void require(bool condition, const std::string& message) {
@@ -119,7 +117,27 @@ const LatentSizes& checked(const LatentSizes& sizes) {
   return sizes;
 }
 
+AlignedVector level_row(const AlignedVector& table, int64_t count, int64_t quality) {
+  AlignedVector row(static_cast<size_t>(count));
+  interpolate_levels(table.data(), count, quality, row.data());
+  return row;
+}
+
 }  // namespace
+
+std::string non_finite_y() { return "y must be finite, got NaN or infinity"; }
+
+std::string non_finite_hyper_latent() {
+  return "the hyper latent is not finite: y or the weights are NaN or infinity";
+}
+
+std::string non_finite_prediction(int64_t step) {
+  return "the entropy model gives NaN or infinity at group " + std::to_string(step);
+}
+
+std::string wrong_checksum(uint32_t found, uint32_t wanted) {
+  return "its checksum is " + std::to_string(found) + ", it must be " + std::to_string(wanted);
+}
 
 // A tile to code, and what becomes of it.
 struct LatentCoder::Job {
@@ -202,31 +220,44 @@ int64_t LatentCoder::count_tiles(int64_t height, int64_t width, int64_t tile) co
   return transform::ceil_div(height, pitch.rows) * transform::ceil_div(width, pitch.columns);
 }
 
-std::vector<bool> LatentCoder::tiles_in(const transform::Grid& region, int64_t height,
-                                        int64_t width, int64_t tile) const {
+std::vector<transform::Grid> LatentCoder::tile_regions(int64_t height, int64_t width,
+                                                       int64_t tile) const {
   const Pitch pitch = tile_pitch(sizes_.mixer, tile);
-  std::vector<bool> inside;
+  std::vector<transform::Grid> regions;
   for (int64_t top = 0; top < height; top += pitch.rows) {
     for (int64_t left = 0; left < width; left += pitch.columns) {
-      inside.push_back(top < region.top + region.rows && region.top < top + pitch.rows &&
-                       left < region.left + region.columns && region.left < left + pitch.columns);
+      regions.push_back(
+          {top, left, std::min(pitch.rows, height - top), std::min(pitch.columns, width - left)});
     }
+  }
+  return regions;
+}
+
+std::vector<bool> LatentCoder::tiles_in(const transform::Grid& region, int64_t height,
+                                        int64_t width, int64_t tile) const {
+  std::vector<bool> inside;
+  for (const transform::Grid& one : tile_regions(height, width, tile)) {
+    inside.push_back(one.top < region.top + region.rows && region.top < one.top + one.rows &&
+                     one.left < region.left + region.columns &&
+                     region.left < one.left + one.columns);
   }
   return inside;
 }
 
-AlignedVector LatentCoder::inverse_gains(int64_t quality) const {
+LevelRows LatentCoder::level_rows(int64_t quality) const {
   const ScopedFloatMode mode;
-  AlignedVector gains(static_cast<size_t>(sizes_.latent_channels));
-  interpolate_levels(inverse_gain_.data(), sizes_.latent_channels, quality, gains.data());
-  return gains;
+  const int64_t m = sizes_.latent_channels, n = sizes_.hyper_channels;
+  LevelRows rows{level_row(gain_, m, quality), level_row(inverse_gain_, m, quality),
+                 level_row(hyper_gain_, n, quality), level_row(hyper_inverse_gain_, n, quality),
+                 AlignedVector(static_cast<size_t>(sizes_.mixer.width))};
+  mixer_.level_embedding(quality, rows.embedding.data());
+  return rows;
 }
 
 AlignedVector LatentCoder::hyper_latent(const std::vector<int16_t>& symbols,
                                         int64_t quality) const {
   const int64_t n = sizes_.hyper_channels;
-  AlignedVector gains(static_cast<size_t>(n));
-  interpolate_levels(hyper_inverse_gain_.data(), n, quality, gains.data());
+  const AlignedVector gains = level_row(hyper_inverse_gain_, n, quality);
   AlignedVector z_hat(symbols.size());
   for (size_t i = 0; i < symbols.size(); ++i) {
     const size_t channel = i % static_cast<size_t>(n);
@@ -240,9 +271,8 @@ std::vector<int16_t> LatentCoder::encode_hyper(float* y, int64_t height, int64_t
   const int64_t m = sizes_.latent_channels, n = sizes_.hyper_channels;
   const int64_t positions = transform::ceil_div(height, transform::kHyperStride) *
                             transform::ceil_div(width, transform::kHyperStride);
-  AlignedVector gains(static_cast<size_t>(m)), hyper_gains(static_cast<size_t>(n));
-  interpolate_levels(gain_.data(), m, settings.quality, gains.data());
-  interpolate_levels(hyper_gain_.data(), n, settings.quality, hyper_gains.data());
+  const AlignedVector gains = level_row(gain_, m, settings.quality);
+  const AlignedVector hyper_gains = level_row(hyper_gain_, n, settings.quality);
   std::vector<int16_t> symbols(static_cast<size_t>(positions * n));
   const auto threads = static_cast<int>(std::min<int64_t>(settings.threads, height));
   const ArenaPool::Lease arena(arenas_);
@@ -260,7 +290,7 @@ std::vector<int16_t> LatentCoder::encode_hyper(float* y, int64_t height, int64_t
     const auto channel = static_cast<size_t>(i % n);
     float value = z[i] * hyper_gains[channel] - medians_[channel];
     if (!(strict::absolute(value) < 3.0e38f)) {
-      throw NonFiniteError("the hyper latent is not finite: y or the weights are NaN or infinity");
+      throw NonFiniteError(non_finite_hyper_latent());
     }
     value = strict::smaller(strict::larger(value, kMinSymbol), kMaxSymbol);
     symbols[static_cast<size_t>(i)] = static_cast<int16_t>(strict::round_half_even(value));
@@ -357,20 +387,16 @@ std::vector<uint16_t> LatentCoder::hyper_indexes(size_t count) const {
 std::vector<LatentCoder::Job> LatentCoder::make_jobs(int64_t height, int64_t width,
                                                      const Settings& settings,
                                                      const AlignedVector& z_hat) const {
-  const Pitch pitch = tile_pitch(sizes_.mixer, settings.tile);
   std::vector<Job> jobs;
-  for (int64_t top = 0; top < height; top += pitch.rows) {
-    for (int64_t left = 0; left < width; left += pitch.columns) {
-      Job job{};
-      job.index = static_cast<int64_t>(jobs.size());
-      job.region = {top, left, std::min(pitch.rows, height - top),
-                    std::min(pitch.columns, width - left)};
-      job.height = height;
-      job.width = width;
-      job.z_hat = z_hat.data();
-      job.settings = &settings;
-      jobs.push_back(std::move(job));
-    }
+  for (const transform::Grid& region : tile_regions(height, width, settings.tile)) {
+    Job job{};
+    job.index = static_cast<int64_t>(jobs.size());
+    job.region = region;
+    job.height = height;
+    job.width = width;
+    job.z_hat = z_hat.data();
+    job.settings = &settings;
+    jobs.push_back(std::move(job));
   }
   return jobs;
 }
@@ -470,8 +496,7 @@ StageTimes LatentCoder::run_tile(Arena& arena, int members, Job& job) const {
   }
   const uint32_t found = checksum(run.tile);
   if (job.y == nullptr && found != job.checksum) {
-    throw TileError(job.index, "its checksum is " + std::to_string(found) + ", it must be " +
-                                   std::to_string(job.checksum));
+    throw TileError(job.index, wrong_checksum(found, job.checksum));
   }
   job.checksum = found;
   run.times.entropy_model = seconds_since(run.start) - run.times.hyper - run.times.rans;

@@ -41,6 +41,12 @@ class TileError : public std::runtime_error {
                            " does not decode to the latent it was made from: " + problem) {}
 };
 
+// What is wrong, in words that all engines share.
+std::string non_finite_y();
+std::string non_finite_hyper_latent();
+std::string non_finite_prediction(int64_t step);
+std::string wrong_checksum(uint32_t found, uint32_t wanted);
+
 struct LatentSizes {
   int64_t latent_channels;  // M
   int64_t hyper_width;
@@ -82,6 +88,13 @@ struct TileView {
   bool wanted;  // else nothing of it is decoded but z, and its y_hat is 0
 };
 
+// Rows of the tables that are stored at whole quality levels.
+struct LevelRows {
+  AlignedVector gain, inverse_gain;              // [M]
+  AlignedVector hyper_gain, hyper_inverse_gain;  // [N_z]
+  AlignedVector embedding;                       // [d], e_level
+};
+
 class LatentCoder {
  public:
   // Weights are named as in weights files. Throws std::invalid_argument.
@@ -90,11 +103,24 @@ class LatentCoder {
 
   const LatentSizes& sizes() const { return sizes_; }
 
+  // What it codes with; an engine on another device takes it from here.
+  const entropy::Tables& y_tables() const { return y_tables_; }
+  const entropy::Tables& z_tables() const { return z_tables_; }
+  const AlignedVector& thresholds() const { return thresholds_; }  // [y tables - 1]
+  const AlignedVector& medians() const { return medians_; }        // [N_z]
+  const transform::HyperAnalysis& hyper_analysis() const { return h_a_; }
+  const transform::HyperSynthesis& hyper_synthesis() const { return h_s_; }
+  const mixer::Mixer& mixer() const { return mixer_; }
+  LevelRows level_rows(int64_t quality) const;  // at quality / 256
+
   // Throws std::invalid_argument where a latent of this size cannot be coded so.
   void check(int64_t height, int64_t width, const Settings& settings) const;
 
   // Tiles of a latent. Throws std::invalid_argument if height or width is no multiple of the patch.
   int64_t count_tiles(int64_t height, int64_t width, int64_t tile) const;
+
+  // The tiles of a latent in raster order.
+  std::vector<transform::Grid> tile_regions(int64_t height, int64_t width, int64_t tile) const;
 
   // Which tiles have a part in a region, which may reach beyond the latent.
   std::vector<bool> tiles_in(const transform::Grid& region, int64_t height, int64_t width,
@@ -114,9 +140,6 @@ class LatentCoder {
               const std::vector<Settings>& settings,  // [batch]
               float* y_hat,                           // [batch, height, width, M]
               StageTimes& times) const;
-
-  // Row `quality` / 256 of the inverse gains, [M]: what g_s takes out again.
-  AlignedVector inverse_gains(int64_t quality) const;
 
  private:
   struct Job;

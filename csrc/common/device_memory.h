@@ -7,7 +7,8 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <stdexcept>
+#include <cstring>
+#include <new>
 #include <string>
 #include <utility>
 
@@ -15,12 +16,16 @@
 
 namespace groupedmixer {
 
-// A GPU has less memory than is needed.
-class DeviceMemoryError : public std::runtime_error {
+// A GPU has less memory left than is needed.
+class DeviceMemoryError : public std::bad_alloc {
  public:
   explicit DeviceMemoryError(std::size_t bytes)
-      : std::runtime_error("out of memory on the GPU: could not allocate " + std::to_string(bytes) +
-                           " bytes") {}
+      : message_("out of memory on the GPU: could not allocate " + std::to_string(bytes) +
+                 " bytes") {}
+  const char* what() const noexcept override { return message_.c_str(); }
+
+ private:
+  std::string message_;
 };
 
 // Memory of the current device, not initialised.
@@ -76,6 +81,28 @@ class DeviceArray {
   DeviceMemory memory_;
 };
 
+// Memory of the host that a GPU writes to while the host goes on. Elements are set to 0.
+template <typename T>
+class PinnedArray {
+ public:
+  explicit PinnedArray(std::size_t count) : count_(count) {
+    if (count == 0) return;
+    check_cuda(cudaMallocHost(&data_, count * sizeof(T)), "cudaMallocHost");
+    std::memset(static_cast<void*>(data_), 0, count * sizeof(T));
+  }
+  ~PinnedArray() { cudaFreeHost(data_); }
+  PinnedArray(const PinnedArray&) = delete;
+  PinnedArray& operator=(const PinnedArray&) = delete;
+
+  T* data() const { return data_; }
+  std::size_t size() const { return count_; }
+  T& operator[](std::size_t i) const { return data_[i]; }
+
+ private:
+  T* data_ = nullptr;
+  std::size_t count_ = 0;
+};
+
 // Hands out parts of a piece of memory. Run on a null base, it measures: so the same code says how
 // much memory it needs and then uses it.
 class DeviceLayout {
@@ -87,7 +114,8 @@ class DeviceLayout {
   T* take(int64_t count) {
     constexpr std::size_t kAlignment = 256;
     const std::size_t at = used_;
-    used_ += (static_cast<std::size_t>(count) * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
+    used_ +=
+        (static_cast<std::size_t>(count) * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
     if (used_ > peak_) peak_ = used_;
     return base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + at);
   }

@@ -50,12 +50,15 @@ class Codec:
     weights
         Of `load_weights`, or of `export_weights` for a model of one's own.
     device
-        Where transforms in PyTorch run, ``"cpu"`` or ``"cuda"``. All else runs on the CPU.
+        Where to run, ``"cpu"`` or ``"cuda"``. Files are the same, and pixels too with the ``patch``
+        transforms.
 
     Raises
     ------
     ValueError
         If there is no such device, or the weights do not fit their configuration.
+    RuntimeError, MemoryError
+        If the GPU cannot be used, or is full.
     """
 
     def __init__(self, weights: Weights, device: str | torch.device = "cpu") -> None:
@@ -66,7 +69,9 @@ class Codec:
         self.config = model.config
         self._native = self.config.transform == "patch"
         transforms = (model.g_a, model.g_s)
-        self._coder = LatentCoder(model.latent_codec, transforms if self._native else None)
+        self._coder = LatentCoder(
+            model.latent_codec, transforms if self._native else None, self.device
+        )
         self._pad = model.pad
         self._g_a, self._g_s = (module.to(self.device) for module in transforms)
 
@@ -193,7 +198,7 @@ class Codec:
             with stages("transform"), torch.inference_mode():
                 rgb = torch.from_numpy(picture.rgb).to(self.device)
                 x = self._pad(rgb.permute(2, 0, 1)[None].float() / 255)
-                y = tiled.analyse(self._g_a, x).cpu()
+                y = tiled.analyse(self._g_a, x)
                 del rgb, x
             return self._coder.encode(y, [quality], SKIP_BELOW, TILE, stages)[0]
 

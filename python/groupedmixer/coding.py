@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -60,8 +60,9 @@ class LatentCoder:
         y_g - mean_g --round--> symbols --> rANS(y) <-- mean_g, scale index <-- transformer(g)
 
     All of it, and the ``patch`` transforms if they are given, is one call into
-    `groupedmixer_ext.engine.Engine`, on the CPU with as many threads as PyTorch uses. Holds no
-    state between calls, so one coder serves many threads.
+    `groupedmixer_ext.engine.Engine`: on the CPU with as many threads as PyTorch uses, or on a GPU
+    behind the work of PyTorch's current stream. One coder serves many threads; on a GPU, their
+    calls take turns.
 
     Parameters
     ----------
@@ -69,44 +70,29 @@ class LatentCoder:
         Tables that it has not stored are built.
     transforms
         (g_a, g_s) of configuration ``patch``, to code pixels; None for other transforms.
+    device
+        Where to code; latents come out there.
 
     Raises
     ------
     ValueError
         If a weight overflows float16.
+    RuntimeError, MemoryError
+        If the GPU cannot be used or is full, see `groupedmixer_ext.engine.Engine`.
     """
 
     def __init__(
         self,
         latent_codec: GroupedMixerLatentCodec,
         transforms: tuple[nn.Module, nn.Module] | None = None,
+        device: str | torch.device = "cpu",
     ) -> None:
-        codec = copy.deepcopy(latent_codec).cpu()
-        codec.update()  # on the copy
-        config = codec.config
-        modules = nn.ModuleDict({"latent_codec": codec})
-        if transforms is not None:
-            modules["g_a"], modules["g_s"] = (copy.deepcopy(module).cpu() for module in transforms)
-        round_to_half(modules)
-        weights = {name: _array(value) for name, value in modules.named_parameters()}
-        weights["latent_codec.thresholds"] = _array(codec.thresholds)
-        weights["latent_codec.z_medians"] = _array(codec.z_medians)
+        self.device = torch.device(device)
+        if self.device.type == "cuda" and self.device.index is None:
+            self.device = torch.device("cuda", torch.cuda.current_device())
+        self._channels = latent_codec.config.latent_channels
         self._engine = engine.Engine(
-            weights,
-            latent_channels=config.latent_channels,
-            hyper_width=config.hyper_width,
-            hyper_channels=config.hyper_channels,
-            slices=config.slices,
-            patch=config.patch,
-            width=config.width,
-            layers=config.layers,
-            lrp=config.lrp,
-            order=codec.context.grouping.order,
-            patch_transform=(
-                None if transforms is None else (*config.transform_width, *config.transform_depth)
-            ),
-            y_tables=_table_arrays(codec.y_tables),
-            z_tables=_table_arrays(codec.z_tables),
+            **engine_arguments(latent_codec, transforms), device=self.device.index
         )
 
     @torch.no_grad()
@@ -130,10 +116,16 @@ class LatentCoder:
         if y.ndim != 4:
             raise ValueError(f"y must be [B, M, H, W], got {list(y.shape)}")
         settings = [Settings(quality_field(quality), skip_below, tile) for quality in qualities]
-        channels_last = y.detach().cpu().float().permute(0, 2, 3, 1).numpy()
-        coded, y_hat, times = self._engine.encode(channels_last, settings, torch.get_num_threads())
+        channels_last = y.detach().to(self.device).float().permute(0, 2, 3, 1).contiguous()
+        coded, y_hat, times = self._engine.encode(
+            channels_last if self._on_gpu else channels_last.numpy(),
+            settings,
+            torch.get_num_threads(),
+            stream=self._stream(),
+            out=self._on_device(channels_last.shape),
+        )
         stages.add(times)
-        latents = torch.from_numpy(y_hat).permute(0, 3, 1, 2).contiguous()
+        latents = _as_tensor(y_hat).permute(0, 3, 1, 2).contiguous()
         return [CodedLatent(one.tiles, latents[i : i + 1], *one[1:]) for i, one in enumerate(coded)]
 
     @torch.no_grad()
@@ -158,14 +150,22 @@ class LatentCoder:
             If a tile does not decode to the latent it was made from.
         """
         settings = [Settings(quality_field(quality), skip_below, tile) for quality in qualities]
+        if min(size) < 1:
+            raise ValueError(f"size must be positive, got {size}")
         try:
             y_hat, times = self._engine.decode(
-                coded, size, settings, torch.get_num_threads(), wanted
+                coded,
+                size,
+                settings,
+                torch.get_num_threads(),
+                wanted,
+                stream=self._stream(),
+                out=self._on_device((len(coded), *size, self._channels)),
             )
         except TileError as error:
             raise ArithmeticMismatchError(str(error)) from error
         stages.add(times)
-        return torch.from_numpy(y_hat).permute(0, 3, 1, 2).contiguous()
+        return _as_tensor(y_hat).permute(0, 3, 1, 2).contiguous()
 
     def encode_picture(
         self,
@@ -177,12 +177,12 @@ class LatentCoder:
         """Pixels to streams, with the ``patch`` transforms. Raises as `encode` does."""
         settings = Settings(quality_field(quality), SKIP_BELOW, TILE)
         coded, latent, times = self._engine.compress(
-            rgb, settings, torch.get_num_threads(), want_latent
+            rgb, settings, torch.get_num_threads(), want_latent, stream=self._stream()
         )
         stages.add(times)
         y_hat = None
         if latent is not None:
-            y_hat = torch.from_numpy(latent).permute(2, 0, 1)[None].contiguous()
+            y_hat = torch.from_numpy(latent).permute(2, 0, 1)[None].contiguous().to(self.device)
         return CodedLatent(coded.tiles, y_hat, *coded[1:])
 
     def decode_picture(
@@ -197,7 +197,13 @@ class LatentCoder:
         """Streams to pixels of a picture of ``size`` (H, W). Raises as `decode` does."""
         try:
             rgb, times = self._engine.decompress(
-                coded, size, settings, torch.get_num_threads(), region, grey
+                coded,
+                size,
+                settings,
+                torch.get_num_threads(),
+                region,
+                grey,
+                stream=self._stream(),
             )
         except TileError as error:
             raise ArithmeticMismatchError(str(error)) from error
@@ -212,7 +218,63 @@ class LatentCoder:
     ) -> Tensor:  # [B, M, H, W] float32
         """Takes the gains out, for g_s."""
         rows = [self._engine.inverse_gains(quality_field(quality)) for quality in qualities]
-        return y_hat * torch.from_numpy(np.stack(rows))[:, :, None, None]
+        gains = torch.from_numpy(np.stack(rows)).to(y_hat.device)
+        return y_hat * gains[:, :, None, None]
+
+    def report(self) -> dict[str, int]:
+        """Of a GPU: `groupedmixer_ext.engine.Engine.report`. Empty on the CPU."""
+        return self._engine.report()
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+    def _stream(self) -> int:
+        return torch.cuda.current_stream(self.device).cuda_stream if self._on_gpu else 0
+
+    def _on_device(self, shape: Sequence[int]) -> Tensor | None:
+        """A latent for the engine to write to, where it would make one on the wrong side."""
+        return torch.empty(tuple(shape), device=self.device) if self._on_gpu else None
+
+
+def _as_tensor(array: Tensor | npt.NDArray[np.float32]) -> Tensor:
+    return array if isinstance(array, Tensor) else torch.from_numpy(array)
+
+
+def engine_arguments(
+    latent_codec: GroupedMixerLatentCodec, transforms: tuple[nn.Module, nn.Module] | None = None
+) -> dict[str, Any]:
+    """What `groupedmixer_ext.engine.Engine` is made of, but for the device.
+
+    Parameters are those of `LatentCoder`, and so are the errors.
+    """
+    codec = copy.deepcopy(latent_codec).cpu()
+    codec.update()  # on the copy
+    config = codec.config
+    modules = nn.ModuleDict({"latent_codec": codec})
+    if transforms is not None:
+        modules["g_a"], modules["g_s"] = (copy.deepcopy(module).cpu() for module in transforms)
+    round_to_half(modules)
+    weights = {name: _array(value) for name, value in modules.named_parameters()}
+    weights["latent_codec.thresholds"] = _array(codec.thresholds)
+    weights["latent_codec.z_medians"] = _array(codec.z_medians)
+    return {
+        "weights": weights,
+        "latent_channels": config.latent_channels,
+        "hyper_width": config.hyper_width,
+        "hyper_channels": config.hyper_channels,
+        "slices": config.slices,
+        "patch": config.patch,
+        "width": config.width,
+        "layers": config.layers,
+        "lrp": config.lrp,
+        "order": codec.context.grouping.order,
+        "patch_transform": (
+            None if transforms is None else (*config.transform_width, *config.transform_depth)
+        ),
+        "y_tables": _table_arrays(codec.y_tables),
+        "z_tables": _table_arrays(codec.z_tables),
+    }
 
 
 def _array(tensor: Tensor) -> npt.NDArray[np.float32]:

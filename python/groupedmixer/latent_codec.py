@@ -15,6 +15,8 @@ from compressai.ops import quantize_ste
 from compressai.registry import register_module
 from torch import Tensor, nn
 
+from groupedmixer_ext import engine
+
 from .coding import SKIP_BELOW, CodedTile, LatentCoder
 from .config import NUM_LEVELS, Config
 from .container import QUALITY_STEPS, quality_field
@@ -97,7 +99,7 @@ class GroupedMixerLatentCodec(LatentCodec):
         self.register_buffer("z_medians", torch.zeros(n_z))  # belong to z_tables
         self.y_tables = CodingTables()
         self.z_tables = CodingTables()
-        self._coder: tuple[tuple[int, ...], LatentCoder] | None = None
+        self._coder: tuple[tuple[object, ...], LatentCoder] | None = None
 
     def forward(
         self,
@@ -296,11 +298,13 @@ class GroupedMixerLatentCodec(LatentCodec):
     def coder(self) -> LatentCoder:
         """The coding form of the weights as they are now: exported to float16 and back.
 
-        Kept until a weight changes. Tables that are not stored are built for it.
+        Kept until a weight changes. Tables that are not stored are built for it. It codes on the
+        GPU if the parameters lie there and CUDA kernels were built.
         """
-        content = tuple(_content(t) for t in (*self.parameters(), *self.buffers()))
+        device = self.thresholds.device if engine.has_cuda() else torch.device("cpu")
+        content = (device, *(_content(t) for t in (*self.parameters(), *self.buffers())))
         if self._coder is None or self._coder[0] != content:
-            self._coder = (content, LatentCoder(self))
+            self._coder = (content, LatentCoder(self, device=device))
         return self._coder[1]
 
     def __getstate__(self) -> dict[str, Any]:
