@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 NATIVE := $(shell find csrc -type f) setup.py build_backend.py pyproject.toml
 CXX_FILES := $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: demo test test-slow check format clean
+.PHONY: demo test test-slow test-gpu sanitize-gpu check format clean
 
 demo: $(VENV)/.installed
 	@echo "== a photo to .gmx and back, with the bundled weights"
@@ -21,6 +21,23 @@ test: $(VENV)/.installed check
 test-slow: $(VENV)/.installed
 	@echo "== all tests, the slow ones too"
 	$(BIN)/python -m pytest -m "slow or not slow"
+
+test-gpu: $(VENV)/.installed
+	@echo "== tests that need a GPU"
+	$(BIN)/python -m pytest -m gpu
+
+# The checkers slow kernels down a hundredfold: operators on small tensors only.
+SANITIZED := tests/test_gpu_ops.py -m gpu -k "of_a_tensor or in_place or nothing_in"
+
+sanitize-gpu: $(VENV)/.installed
+	@command -v compute-sanitizer >/dev/null || { \
+	  echo "compute-sanitizer is missing: it is part of the CUDA toolkit (put its bin on PATH)"; \
+	  exit 1; }
+	for tool in memcheck racecheck initcheck synccheck; do \
+	  echo "== compute-sanitizer, $$tool"; \
+	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
+	    --target-processes all $(BIN)/python -m pytest --timeout 1800 $(SANITIZED) || exit 1; \
+	done
 
 check: $(VENV)/.installed
 	@echo "== format and types"

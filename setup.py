@@ -5,21 +5,24 @@
 - ``groupedmixer_ext._rans``: the entropy coder, without torch
 - ``groupedmixer_ext._compressai``: compressai's entropy coding, without torch
 - ``groupedmixer_ext._engine``: whole latents and pictures, without torch
+- ``groupedmixer_ext._engine_cuda``: the same on a GPU, only where CUDA is built
 
 A source's name says how it is compiled:
 
 - ``*_op.cpp``, ``library.cpp``   into ``_C``
-- ``*_cuda_op.cpp``, ``*.cu``     into ``_C``, only where CUDA is built
 - ``NAME_module.cpp``           into ``_NAME``
+- ``*_cuda_op.cpp`` and ``*_cuda_module.cpp`` likewise, only where CUDA is built
+- ``*.cu``                      once, by nvcc, into ``_C`` and ``_*_cuda``, only where CUDA is built
 - ``*_isa.cpp``                 once per instruction set of `isa_variants`, into all
-- other ``*.cpp``               once, into all; like ``*_isa.cpp`` without torch and Python
+- other ``*.cpp``               once, into all; like ``*_isa.cpp`` and ``*.cu`` without torch and
+                              Python
 
 Environment:
 
 - ``GROUPEDMIXER_CUDA``     auto (default): where torch and a toolkit fit; 0: never; 1: or fail
 - ``GROUPEDMIXER_WERROR``   1 makes warnings errors
-- ``CUDA_HOME``, ``CUDA_PATH``, ``TORCH_CUDA_ARCH_LIST``, ``MAX_JOBS``, ``CXX``, ``CXXFLAGS``: as
-  usual
+- ``TORCH_CUDA_ARCH_LIST``  compute capabilities, such as ``8.0;9.0+PTX``
+- ``CUDA_HOME``, ``CUDA_PATH``, ``MAX_JOBS``, ``CXX``, ``CXXFLAGS``, ``NVCC_CCBIN``: as usual
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -58,7 +62,7 @@ NVCC_FLAGS = [
     "-O3",
     "--fmad=false",
     "--expt-relaxed-constexpr",  # the constexpr functions that both sides share
-    "-Xcompiler=-Wall,-Wextra,-ffp-contract=off,-fvisibility=hidden",
+    "-Xcompiler=-Wall,-Wextra,-ffp-contract=off,-fvisibility=hidden,-fPIC",
 ]
 # Of what knows no torch; torch chooses the standard of the rest.
 CXX_STANDARD = "-std=c++17"
@@ -71,12 +75,7 @@ WANTED_TORCH = (
 
 # Code for A100 and H100, and PTX of compute_90 for what comes after. Not compute_90a, whose PTX
 # runs on nothing else.
-DEFAULT_ARCHS = ("8.0", "9.0", "9.0+PTX")
-DEFAULT_GENCODE = (
-    "-gencode=arch=compute_80,code=sm_80",
-    "-gencode=arch=compute_90,code=sm_90",
-    "-gencode=arch=compute_90,code=compute_90",
-)
+DEFAULT_ARCHS = ("8.0", "9.0+PTX")
 
 MEMORY_PER_JOB = 4 << 30  # what one nvcc may take
 
@@ -108,6 +107,15 @@ class IsaVariant:
 
     name: str
     flags: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """An object file that is linked into several modules, its source and the compiler's command."""
+
+    target: Path
+    source: Path
+    command: tuple[str, ...]
 
 
 # --- decisions ------------------------------------------------------------------------------------
@@ -213,6 +221,29 @@ def decide_cuda(
     return True, f"toolkit in {toolkit.root}"
 
 
+def cuda_archs(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """TORCH_CUDA_ARCH_LIST, or DEFAULT_ARCHS."""
+    listed = re.split(r"[;\s]+", environ.get("TORCH_CUDA_ARCH_LIST", ""))
+    return tuple(filter(None, listed)) or DEFAULT_ARCHS
+
+
+def gencode_flags(archs: Sequence[str]) -> list[str]:
+    """What makes nvcc compile for all of them."""
+    flags = []
+    for arch in archs:
+        parts = re.fullmatch(r"(\d+)\.(\d[a-z]?)(\+PTX)?", arch)
+        if parts is None:
+            raise BuildError(
+                "TORCH_CUDA_ARCH_LIST must be a list of compute capabilities such as 9.0 or "
+                f"9.0+PTX, got {arch!r}"
+            )
+        number = parts[1] + parts[2]
+        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        if parts[3]:
+            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    return flags
+
+
 def job_count(environ: Mapping[str, str], memory: int, cpus: int) -> int:
     """MAX_JOBS, or as many as processors and memory allow."""
     setting = environ.get("MAX_JOBS")
@@ -248,19 +279,19 @@ def sources(*patterns: str) -> list[str]:
 
 def op_sources(with_cuda: bool) -> list[str]:
     """Of ``_C``."""
-    cuda = sources("*_cuda_op.cpp", "*.cu")
-    plain = [source for source in sources("*_op.cpp", "library.cpp") if source not in cuda]
-    return plain + (cuda if with_cuda else [])
+    cuda = () if with_cuda else sources("*_cuda_op.cpp")
+    return [source for source in sources("*_op.cpp", "library.cpp") if source not in cuda]
 
 
-def module_sources() -> list[str]:
+def module_sources(with_cuda: bool) -> list[str]:
     """Of the modules without torch, one each."""
-    return sources("*_module.cpp")
+    cuda = () if with_cuda else sources("*_cuda_module.cpp")
+    return [source for source in sources("*_module.cpp") if source not in cuda]
 
 
 def core_sources() -> list[str]:
     """Compiled once and linked into all modules."""
-    elsewhere = {*op_sources(with_cuda=True), *module_sources(), *sources("*_isa.cpp")}
+    elsewhere = {*op_sources(True), *module_sources(True), *sources("*_isa.cpp")}
     return [source for source in sources("*.cpp") if source not in elsewhere]
 
 
@@ -291,13 +322,12 @@ def check_torch(version: str) -> None:
 def build_info(torch: Any, plan: tuple[bool, str], toolkit: Toolkit | None) -> dict[str, object]:
     """What groupedmixer_ext._build_info records."""
     with_cuda, reason = plan
-    archs = re.split(r"[;\s]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip())
     return {
         "TORCH": str(torch.__version__),
         "TORCH_CUDA": torch.version.cuda,
         "CUDA": toolkit.version if with_cuda and toolkit else None,
         "CUDA_REASON": reason,
-        "CUDA_ARCHS": (tuple(filter(None, archs)) or DEFAULT_ARCHS) if with_cuda else (),
+        "CUDA_ARCHS": cuda_archs(os.environ) if with_cuda else (),
         "ISAS": tuple(variant.name for variant in isa_variants(platform.machine())),
         "PYTHON": platform.python_version(),
     }
@@ -338,18 +368,17 @@ def native_build() -> dict[str, Any]:
     werror = os.environ.get("GROUPEDMIXER_WERROR") == "1"
     cxx_flags = CXX_FLAGS + (["-Werror"] if werror else [])
     nvcc_flags = NVCC_FLAGS + (["-Werror=all-warnings", "-Xcompiler=-Werror"] if werror else [])
-    # Nothing of libtorch itself is used, but where torch has CUDA, it leads to libtorch_cuda.
-    link_flags = ["-Wl,--no-as-needed", "-ltorch"]
-    libraries, library_dirs = [], []
     if with_cuda:
+        nvcc_flags += gencode_flags(cuda_archs(os.environ))
+
+    def cuda_libraries() -> dict[str, Any]:
+        """Arguments of an extension, lists of its own: torch appends to them."""
         assert toolkit is not None
-        # torch looks for itself, and is misled by wrapper scripts and by its own lack of CUDA.
-        cpp_extension.CUDA_HOME = str(toolkit.root)
-        if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
-            nvcc_flags += DEFAULT_GENCODE
         # The static runtime needs no libcudart at import and so runs under a torch without CUDA.
-        libraries = ["cudart_static", "rt", "dl", "pthread"]
-        library_dirs = [str(runtime_folder(toolkit.root))]
+        return {
+            "libraries": ["cudart_static", "rt", "dl", "pthread"],
+            "library_dirs": [str(runtime_folder(toolkit.root))],
+        }
 
     ops = cpp_extension.CppExtension(
         "groupedmixer_ext._C",
@@ -357,26 +386,31 @@ def native_build() -> dict[str, Any]:
         include_dirs=[str(CSRC)],
         # Oldest torch whose stable ABI is used.
         define_macros=[("TORCH_TARGET_VERSION", "0x020a000000000000")],
-        extra_compile_args={"cxx": cxx_flags, "nvcc": nvcc_flags},
-        extra_link_args=link_flags,
-        libraries=libraries,
-        library_dirs=library_dirs,
+        extra_compile_args=cxx_flags,
+        # Nothing of libtorch itself is used, but where torch has CUDA, it leads to libtorch_cuda.
+        extra_link_args=["-Wl,--no-as-needed", "-ltorch"],
+        **(cuda_libraries() if with_cuda else {}),
     )
     modules = [
         Pybind11Extension(
-            "groupedmixer_ext._" + Path(source).stem.removesuffix("_module"),
+            module_name(source),
             [source],
             include_dirs=[str(CSRC)],
             extra_compile_args=[*cxx_flags, CXX_STANDARD],
+            **(cuda_libraries() if source.endswith("_cuda_module.cpp") else {}),
         )
-        for source in module_sources()
+        for source in module_sources(with_cuda)
     ]
 
     class BuildNative(cpp_extension.BuildExtension):  # type: ignore[misc, name-defined]
-        """Compiles the core ahead of the modules and records what was decided."""
+        """Compiles what modules share ahead of them and records what was decided."""
+
+        def finalize_options(self) -> None:
+            self.set_undefined_options("build", ("force", "force"))
+            self.recompile = bool(self.force)  # asked for; torch sets it whenever it uses ninja
+            super().finalize_options()
 
         def run(self) -> None:
-            self.recompile = bool(self.force)
             # Always link: a library in build/ may stem from another decision, with newer files.
             self.force = True
             super().run()
@@ -384,63 +418,98 @@ def native_build() -> dict[str, Any]:
             record.write_text(render_build_info(info))
 
         def build_extensions(self) -> None:
-            folder = Path(self.build_temp) / "core"
-            core = compile_core(folder, [*cxx_flags, CXX_STANDARD], jobs, self.recompile)
+            folder = Path(self.build_temp)
+            core = core_objects(folder / "core", [*cxx_flags, CXX_STANDARD])
+            kernels = []
+            if with_cuda:
+                kernels = kernel_objects(folder / "cuda", toolkit, [*nvcc_flags, CXX_STANDARD])
+            compile_objects([*kernels, *core], jobs, self.recompile)  # nvcc takes longest
             for extension in self.extensions:
-                extension.extra_objects = [*extension.extra_objects, *core]
+                shared = [*core, *(kernels if "cudart_static" in extension.libraries else [])]
+                extension.extra_objects = [
+                    *extension.extra_objects,
+                    *(str(task.target) for task in shared),
+                ]
             super().build_extensions()
 
     return {"ext_modules": [ops, *modules], "cmdclass": {"build_ext": BuildNative}}
 
 
-@dataclass(frozen=True)
-class CoreObject:
-    """An object file of the core, its source and the command that compiles it."""
-
-    target: Path
-    source: Path
-    command: tuple[str, ...]
+def module_name(source: str) -> str:
+    return "groupedmixer_ext._" + Path(source).stem.removesuffix("_module")
 
 
-def core_objects(folder: Path, flags: Sequence[str]) -> list[CoreObject]:
+def core_objects(folder: Path, flags: Sequence[str]) -> list[Compilation]:
     """What to compile of the core sources, and of `*_isa.cpp` once per variant."""
     compiler = shlex.split(os.environ.get("CXX", "c++"))
     compiler += shlex.split(os.environ.get("CXXFLAGS", ""))
-
-    def compiled(part: str, name: str, *extra: str) -> CoreObject:
-        source = ROOT / name
-        target = folder / part / Path(name).with_suffix(".o")
-        files = ["-c", str(source), "-o", str(target)]
-        return CoreObject(target, source, (*compiler, *flags, "-fPIC", f"-I{CSRC}", *extra, *files))
-
-    return [compiled("common", name) for name in core_sources()] + [
-        compiled(variant.name, name, f"-DGROUPEDMIXER_VARIANT={variant.name}", *variant.flags)
+    command = [*compiler, *flags, "-fPIC"]
+    return [compilation(folder / "common", name, command) for name in core_sources()] + [
+        compilation(
+            folder / variant.name,
+            name,
+            [*command, f"-DGROUPEDMIXER_VARIANT={variant.name}", *variant.flags],
+        )
         for variant in isa_variants(platform.machine())
         for name in sources("*_isa.cpp")
     ]
 
 
-def compile_core(folder: Path, flags: Sequence[str], jobs: int, force: bool) -> list[str]:
-    """Compiles the core where a command, a source or a header has changed; returns the objects."""
-    newest_header = max((ROOT / header).stat().st_mtime for header in sources("*.h"))
+def kernel_objects(folder: Path, toolkit: Toolkit, flags: Sequence[str]) -> list[Compilation]:
+    """What to compile of the CUDA sources."""
+    command = [str(toolkit.root / "bin" / "nvcc"), *flags]
+    return [compilation(folder, name, command) for name in sources("*.cu")]
 
-    def compile_one(task: CoreObject) -> str:
-        stamp = task.target.with_suffix(".command")  # written last: there only if all went well
-        command = shlex.join(task.command)
-        if not force and task.target.is_file() and stamp.is_file():
-            newest = max(newest_header, task.source.stat().st_mtime)
-            if stamp.read_text() == command and stamp.stat().st_mtime > newest:
-                return str(task.target)
-        task.target.parent.mkdir(parents=True, exist_ok=True)
-        stamp.unlink(missing_ok=True)
-        print(command, flush=True)
-        subprocess.run(task.command, check=True)
-        stamp.write_text(command)
-        return str(task.target)
 
+def compilation(folder: Path, name: str, command: Sequence[str]) -> Compilation:
+    """Of a source, relative to the root; the object's path in the folder is the same."""
+    source = ROOT / name
+    target = folder / Path(name).with_suffix(".o")
+    # The compiler lists the headers beside the object.
+    files = ["-MMD", "-MF", str(headers_list(target)), "-c", str(source), "-o", str(target)]
+    return Compilation(target, source, (*command, f"-I{CSRC}", *files))
+
+
+def headers_list(target: Path) -> Path:
+    return target.with_suffix(".d")
+
+
+def is_current(task: Compilation) -> bool:
+    """Whether the object was made by this command from the files as they are."""
+    stamp = stamp_of(task.target)
+    try:
+        if not task.target.is_file() or stamp.read_text() != shlex.join(task.command):
+            return False
+        rule = headers_list(task.target).read_text().replace("\\\n", " ")
+        files = shlex.split(rule.partition(": ")[2])
+        made = stamp.stat().st_mtime
+        return all(Path(file).stat().st_mtime < made for file in files)
+    except FileNotFoundError:
+        return False
+
+
+def stamp_of(target: Path) -> Path:
+    """A file with the command, written last: there only if all went well."""
+    return target.with_suffix(".command")
+
+
+def compile_object(task: Compilation) -> None:
+    stamp = stamp_of(task.target)
+    task.target.parent.mkdir(parents=True, exist_ok=True)
+    stamp.unlink(missing_ok=True)
+    begin = time.time()  # what changes from now on may come too late
+    print(shlex.join(task.command), flush=True)
+    subprocess.run(task.command, check=True)
+    stamp.write_text(shlex.join(task.command))
+    os.utime(stamp, (begin, begin))
+
+
+def compile_objects(tasks: Sequence[Compilation], jobs: int, force: bool) -> None:
+    """Compiles what is not current."""
+    stale = [task for task in tasks if force or not is_current(task)]
     try:
         with ThreadPoolExecutor(jobs) as pool:
-            return list(pool.map(compile_one, core_objects(folder, flags)))
+            list(pool.map(compile_object, stale))
     except (OSError, subprocess.CalledProcessError) as error:
         raise BuildError(f"the compiler failed (set CXX to choose another): {error}") from error
 

@@ -6,6 +6,7 @@ The output belongs into every bug report.
 
 from __future__ import annotations
 
+import importlib.util
 import platform
 
 import groupedmixer_ext
@@ -21,6 +22,7 @@ def collect() -> dict[str, str]:
     for part, ask in [
         ("built", _build),
         ("coder", _coder),
+        ("engine for GPUs", _device_engine),
         ("torch", _torch),
         ("CUDA devices", _devices),
         ("kernels", _kernels),
@@ -47,6 +49,11 @@ def _coder() -> dict[str, str]:
     from groupedmixer_ext import _rans
 
     return {"coder": str(_rans.__file__)}
+
+
+def _device_engine() -> dict[str, str]:
+    found = importlib.util.find_spec("groupedmixer_ext._engine_cuda")
+    return {"engine for GPUs": "not built" if found is None else str(found.origin)}
 
 
 def _torch() -> dict[str, str]:

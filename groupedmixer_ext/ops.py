@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: MIT
 """The native operators, one typed function each.
 
-They give the same bits on every instruction set, with any number of threads and, those that have a
-CUDA variant, on every device. `reference` holds the same functions in plain PyTorch and NumPy.
+They take tensors on the CPU and, where built, on CUDA, all on one device, and give the same bits on
+both, on every instruction set and with any number of threads. `reference` holds the same functions
+in plain PyTorch and NumPy.
 
-- `quantize_group`, `scale_indexes`, `dequantize_group`: on the CPU and, where built, on CUDA
-- `rans_encode`, `rans_decode`: `groupedmixer_ext.rans` for tensors, on the CPU
-- the layers, `pack_weight` to `add_half_tanh`: docs/numerics.md on the CPU, on PyTorch's threads:
-  ``torch.get_num_threads()`` of them, or less where there is little to do. Infinity and NaN are not
+- `quantize_group`, `scale_indexes`, `dequantize_group`: a group of the latent and its symbols
+- `rans_encode`, `rans_decode`: `groupedmixer_ext.rans` for tensors, on the CPU only
+- the layers, `pack_weight` to `add_half_tanh`: docs/numerics.md. On the CPU they run on PyTorch's
+  threads, ``torch.get_num_threads()`` of them or less where there is little to do; on CUDA on the
+  current stream, without waiting for it, so that a graph can capture them. Infinity and NaN are not
   looked for, and what comes of them is not defined.
 
 None of them has a gradient, and tensors that would need one are an error: call them under
@@ -92,18 +94,18 @@ def isa_available(name: str) -> bool:
     return cast(bool, torch.ops.groupedmixer.isa_available.default(ISAS.index(name)))
 
 
-def _require_usable(**tensors: Tensor) -> None:
+def _require_usable(**tensors: Tensor | None) -> None:
     for name, tensor in tensors.items():
+        if tensor is None:
+            continue
         _require_no_grad(name, tensor)
         if tensor.is_cuda:
             _require_cuda(name)
 
 
-def _require_on_cpu(**tensors: Tensor | None) -> None:
+def _require_on_cpu(**tensors: Tensor) -> None:
     """For operators that have no CUDA variant."""
     for name, tensor in tensors.items():
-        if tensor is None:
-            continue
         if not tensor.is_cpu:
             raise RuntimeError(f"{name} must be on the CPU, got {tensor.device}")
         _require_no_grad(name, tensor)
@@ -306,10 +308,10 @@ def pack_weight(weight: Tensor) -> Tensor:  # [N, K] float32
     Raises
     ------
     RuntimeError
-        If an argument breaks these rules, would need a gradient, or is not on the CPU. So does
-        every function below.
+        If an argument breaks these rules, would need a gradient, is on another device than the
+        first one, or is on CUDA in a build without it. So does every function below.
     """
-    _require_on_cpu(weight=weight)
+    _require_usable(weight=weight)
     return cast(Tensor, torch.ops.groupedmixer.pack_weight.default(weight))
 
 
@@ -346,7 +348,7 @@ def linear(
     ----------
     x : float32 tensor, contiguous  # [..., K], K >= 1
     packed : float32 tensor, contiguous  # [ceil(N / 32), K, 32]
-        The weight, from `pack_weight`.
+        The weight, from `pack_weight`. On CUDA, it begins at a multiple of 16 bytes.
     bias : float32 tensor, contiguous  # [N], N >= 1
     activation : str
         ``none``, ``gelu`` (its tanh form) or ``leaky_relu`` (of slope 0.01).
@@ -365,7 +367,7 @@ def linear(
         ``out`` if there is one.
     """
     norm_weight, norm_bias = norm or (None, None)
-    _require_on_cpu(
+    _require_usable(
         x=x,
         packed=packed,
         bias=bias,
@@ -397,7 +399,7 @@ def layer_norm(
     -------
     y : float32 tensor  # [..., d]
     """
-    _require_on_cpu(x=x, weight=weight, bias=bias)
+    _require_usable(x=x, weight=weight, bias=bias)
     return cast(Tensor, torch.ops.groupedmixer.layer_norm.default(x, weight, bias))
 
 
@@ -415,7 +417,7 @@ def conv3x3(
     ----------
     x : float32 tensor, contiguous  # [h, w, C], C >= 1
     packed : float32 tensor, contiguous  # [ceil(N / 32), 9 C, 32]
-        The weight, from `pack_conv3x3`.
+        The weight, from `pack_conv3x3`. On CUDA, it begins at a multiple of 16 bytes.
     bias : float32 tensor, contiguous  # [N], N >= 1
     stride : int
         1 or 2.
@@ -426,7 +428,7 @@ def conv3x3(
     -------
     y : float32 tensor  # [ceil(h / stride), ceil(w / stride), N]
     """
-    _require_on_cpu(x=x, packed=packed, bias=bias)
+    _require_usable(x=x, packed=packed, bias=bias)
     return cast(
         Tensor,
         torch.ops.groupedmixer.conv3x3.default(x, packed, bias, stride, activation),
@@ -451,7 +453,7 @@ def depthwise3x3(
     -------
     y : float32 tensor  # [h, w, C]
     """
-    _require_on_cpu(x=x, weight=weight, bias=bias)
+    _require_usable(x=x, weight=weight, bias=bias)
     return cast(Tensor, torch.ops.groupedmixer.depthwise3x3.default(x, weight, bias))
 
 
@@ -477,7 +479,7 @@ def window_attention(
     -------
     out : float32 tensor  # [h, w, d]
     """
-    _require_on_cpu(qkv=qkv, relative_bias=relative_bias)
+    _require_usable(qkv=qkv, relative_bias=relative_bias)
     return cast(
         Tensor,
         torch.ops.groupedmixer.window_attention.default(qkv, relative_bias, shifted),
@@ -495,6 +497,8 @@ class KVCache:
         At least 1.
     capacity : int
         G, steps there is room for; at least 1.
+    device : torch.device or str
+        Where it lies. Default: on the CPU.
 
     Attributes
     ----------
@@ -506,7 +510,9 @@ class KVCache:
         Steps that were appended.
     """
 
-    def __init__(self, tokens: int, heads: int, capacity: int) -> None:
+    def __init__(
+        self, tokens: int, heads: int, capacity: int, device: torch.device | str = "cpu"
+    ) -> None:
         for name, value, least in (
             ("tokens", tokens, 0),
             ("heads", heads, 1),
@@ -515,7 +521,8 @@ class KVCache:
             if value < least:
                 raise RuntimeError(f"{name} must be at least {least}, got {value}")
         self.tokens = tokens
-        self.data = torch.zeros(-(-tokens // 16), heads, 2, capacity, 32, 16, dtype=torch.float16)
+        shape = (-(-tokens // 16), heads, 2, capacity, 32, 16)
+        self.data = torch.zeros(shape, dtype=torch.float16, device=device)
         self.steps_done = 0
 
 
@@ -536,7 +543,7 @@ def append_attention(
     qkv : float32 tensor, contiguous  # [T, 3 d], d = 32 * heads
         Queries of all heads, then keys, then values.
     cache : KVCache
-        Of T tokens, these heads and G steps.
+        Of T tokens, these heads and G steps, on the device of qkv.
     step_bias : float32 tensor, contiguous  # [heads, G, G]
         ``step_bias[head, step, i]`` is for keys of step i.
     step : int
@@ -546,7 +553,7 @@ def append_attention(
     -------
     out : float32 tensor  # [T, d]
     """
-    _require_on_cpu(qkv=qkv, step_bias=step_bias)
+    _require_usable(qkv=qkv, cache=cache.data, step_bias=step_bias)
     if step != cache.steps_done:
         raise RuntimeError(f"step must be {cache.steps_done}, the cache's next, got {step}")
     if qkv.dim() != 2 or qkv.shape[0] != cache.tokens:
@@ -569,7 +576,7 @@ def compand(x: Tensor) -> Tensor:  # [...] float32
     -------
     y : float32 tensor  # [...]
     """
-    _require_on_cpu(x=x)
+    _require_usable(x=x)
     return cast(Tensor, torch.ops.groupedmixer.compand.default(x))
 
 
@@ -584,7 +591,7 @@ def leaky_relu(x: Tensor) -> Tensor:  # [...] float32
     -------
     y : float32 tensor  # [...]
     """
-    _require_on_cpu(x=x)
+    _require_usable(x=x)
     return cast(Tensor, torch.ops.groupedmixer.leaky_relu.default(x))
 
 
@@ -602,7 +609,7 @@ def add_half_tanh(
     -------
     corrected : float32 tensor  # [...]
     """
-    _require_on_cpu(y_hat=y_hat, x=x)
+    _require_usable(y_hat=y_hat, x=x)
     return cast(Tensor, torch.ops.groupedmixer.add_half_tanh.default(y_hat, x))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A small model with random weights whose every part speaks, shared by the tests."""
+"""What tests share: a small model with random weights whose every part speaks, and devices."""
 
 from __future__ import annotations
 
@@ -42,3 +42,10 @@ def tiny_model() -> groupedmixer.GroupedMixer:
 @pytest.fixture(scope="session")
 def tiny_codec(tiny_model: groupedmixer.GroupedMixer) -> groupedmixer.Codec:
     return groupedmixer.Codec(groupedmixer.export_weights(tiny_model, "tiny-test"))
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return str(request.param)

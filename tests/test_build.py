@@ -142,6 +142,24 @@ def test_rocm_is_not_cuda() -> None:
     assert setup.decide_cuda("auto", None, TOOLKIT, is_rocm=True)[0] is False
 
 
+def test_architectures_are_those_asked_for() -> None:
+    assert setup.cuda_archs({}) == setup.cuda_archs({"TORCH_CUDA_ARCH_LIST": " "})
+    assert setup.cuda_archs({"TORCH_CUDA_ARCH_LIST": "8.6; 9.0a 12.0+PTX"}) == (
+        "8.6",
+        "9.0a",
+        "12.0+PTX",
+    )
+    assert setup.gencode_flags(["8.6", "9.0a", "12.0+PTX"]) == [
+        "-gencode=arch=compute_86,code=sm_86",
+        "-gencode=arch=compute_90a,code=sm_90a",
+        "-gencode=arch=compute_120,code=sm_120",
+        "-gencode=arch=compute_120,code=compute_120",
+    ]
+    for arch in ("Hopper", "90", "9.0+", "sm_90", "native"):
+        with pytest.raises(setup.BuildError, match="must be a list of compute capabilities .* got"):
+            setup.gencode_flags(["8.0", arch])
+
+
 def test_variants_follow_the_machine() -> None:
     assert [v.name for v in setup.isa_variants("x86_64")] == ["scalar", "avx2", "avx512"]
     assert [v.name for v in setup.isa_variants("aarch64")] == ["scalar"]
@@ -181,45 +199,103 @@ def test_old_torch_is_refused() -> None:
 
 
 def test_every_source_is_compiled_in_one_way() -> None:
-    ops, with_cuda = setup.op_sources(False), setup.op_sources(True)
-    chosen = with_cuda + setup.module_sources() + setup.core_sources() + setup.sources("*_isa.cpp")
-    assert sorted(chosen) == setup.sources("*.cpp", "*.cu") and set(ops) < set(with_cuda)
-    stems = [os.path.splitext(source)[0] for source in with_cuda + setup.module_sources()]
-    assert len(stems) == len(set(stems)), "two sources of one folder share an object"
+    modules = setup.op_sources(True) + setup.module_sources(True)
+    chosen = modules + setup.core_sources() + setup.sources("*_isa.cpp")
+    assert sorted(chosen) == setup.sources("*.cpp")
+    assert set(setup.op_sources(False)) < set(setup.op_sources(True))
+    assert "csrc/codec/engine_module.cpp" in setup.module_sources(False)
+    for source in setup.op_sources(False) + setup.module_sources(False):
+        assert "_cuda_" not in source
+
+
+def test_sources_of_a_gpu_are_of_no_build_without_it(tmp_path: Path, monkeypatch) -> None:
+    for name in ("engine_module.cpp", "engine_cuda_module.cpp", "a_op.cpp", "a_cuda_op.cpp"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(setup, "CSRC", tmp_path)
+    monkeypatch.setattr(setup, "ROOT", tmp_path)
+    assert setup.module_sources(False) == ["engine_module.cpp"]
+    assert setup.module_sources(True) == ["engine_cuda_module.cpp", "engine_module.cpp"]
+    assert setup.op_sources(False) == ["a_op.cpp"]
+    assert setup.op_sources(True) == ["a_cuda_op.cpp", "a_op.cpp"]
+    assert setup.core_sources() == []
+    assert setup.module_name("x/engine_cuda_module.cpp") == "groupedmixer_ext._engine_cuda"
 
 
 def test_core_knows_no_torch_and_no_python() -> None:
-    for source in setup.core_sources() + setup.sources("*_isa.cpp"):
+    for source in setup.core_sources() + setup.sources("*_isa.cpp", "*.cu"):
         text = (ROOT / source).read_text()
         assert "torch" not in text and "pybind11" not in text, source
 
 
-def test_core_is_compiled_again_when_the_command_differs(tmp_path: Path, monkeypatch) -> None:
-    log = tmp_path / "log"
-    compiler = make_script(
-        tmp_path / "c++",
-        f'echo "$*" >> {log}',
-        'for last; do :; done; touch "$last"',  # the object
-    )
-    monkeypatch.setenv("CXX", str(compiler))
+# Touches the object that it is asked for and lists the header beside the source.
+FAKE_COMPILER = [
+    "while [ $# -gt 0 ]; do",
+    'case "$1" in -o) target=$2;; -c) source=$2;; -MF) list=$2;; esac',
+    "shift",
+    "done",
+    r"""printf '%s: %s \\\n %s\n' "$target" "$source" "${source%.*}.h" > "$list" """,
+    'touch "$target"',
+]
 
-    def compiled(*flags: str, force: bool = False) -> int:
-        log.write_text("")
-        objects = setup.compile_core(tmp_path / "core", flags, 1, force)
-        assert all(Path(target).is_file() for target in objects)
-        assert len(objects) == len(set(objects))
-        return len(log.read_text().splitlines())
 
-    everything = compiled("-O1")
-    assert everything >= len(setup.core_sources()) + len(setup.sources("*_isa.cpp"))
-    assert compiled("-O1") == 0
-    assert compiled("-O2") == everything
-    assert compiled("-O2", force=True) == everything
-    monkeypatch.setenv("CXX", f"env {compiler}")
-    assert compiled("-O2") == everything
-    monkeypatch.setenv("CXX", "false")
-    with pytest.raises(setup.BuildError, match="the compiler failed"):
+@pytest.fixture
+def compiled(tmp_path: Path, monkeypatch):
+    """Compiles two sources and tells which of them were stale."""
+    compiler = make_script(tmp_path / "c++", *FAKE_COMPILER)
+    monkeypatch.setattr(setup, "ROOT", tmp_path)
+    for name in ("a.cpp", "a.h", "b.cpp", "b.h"):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (1, 1))
+
+    def compile_them(*flags: str, force: bool = False, compiler: Path = compiler) -> list[str]:
+        folder = tmp_path / "objects"
+        tasks = [
+            setup.compilation(folder, name, [str(compiler), *flags]) for name in ("a.cpp", "b.cpp")
+        ]
+        stale = [task.source.name for task in tasks if not setup.is_current(task)]
+        setup.compile_objects(tasks, 1, force)
+        assert [task.target for task in tasks] == [folder / "a.o", folder / "b.o"]
+        assert all(setup.is_current(task) for task in tasks)
+        return stale
+
+    return compile_them
+
+
+def test_what_is_current_is_not_compiled_again(compiled, tmp_path: Path) -> None:
+    assert compiled("-O1") == ["a.cpp", "b.cpp"]
+    assert compiled("-O1") == []
+    assert compiled("-O2") == ["a.cpp", "b.cpp"]
+    (tmp_path / "b.h").touch()
+    os.utime(tmp_path / "b.h", (9e9, 9e9))  # while or after b.cpp was compiled
+    with pytest.raises(AssertionError):
         compiled("-O2")
+    os.utime(tmp_path / "b.h")
+    assert compiled("-O2") == ["b.cpp"]
+    (tmp_path / "objects" / "a.o").unlink()
+    assert compiled("-O2") == ["a.cpp"]
+    (tmp_path / "objects" / "a.d").unlink()
+    assert compiled("-O2") == ["a.cpp"]
+    before = (tmp_path / "objects" / "a.o").stat().st_mtime_ns
+    assert compiled("-O2", force=True) == []
+    assert (tmp_path / "objects" / "a.o").stat().st_mtime_ns > before
+    with pytest.raises(setup.BuildError, match="the compiler failed"):
+        compiled("-O2", compiler=make_script(tmp_path / "broken", "exit 1"))
+    with pytest.raises(setup.BuildError, match="the compiler failed"):
+        compiled("-O2", compiler=tmp_path / "missing")
+
+
+def test_objects_of_the_core(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("CXX", "env c++")
+    monkeypatch.setenv("CXXFLAGS", "-g -DX")
+    tasks = setup.core_objects(tmp_path, ["-O1"])
+    variants = len(setup.isa_variants(platform.machine()))
+    count = len(setup.core_sources()) + variants * len(setup.sources("*_isa.cpp"))
+    assert len(tasks) == len({task.target for task in tasks}) == count
+    for task in tasks:
+        assert task.command[:5] == ("env", "c++", "-g", "-DX", "-O1")
+    kernels = setup.kernel_objects(tmp_path, TOOLKIT, setup.NVCC_FLAGS)
+    assert [str(task.source.relative_to(ROOT)) for task in kernels] == setup.sources("*.cu")
+    assert {task.command[0] for task in kernels} == {"/cuda/bin/nvcc"}
 
 
 def test_variants_share_no_symbol(tmp_path: Path) -> None:

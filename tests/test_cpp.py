@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Builds and runs the plain C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer.
 
-Sources and variants are those of setup.py; the core is compiled once for all programs.
+Sources and variants are those of setup.py; the core and the CUDA sources are compiled once for all
+programs.
 """
 
 import json
@@ -9,7 +10,7 @@ import os
 import shutil
 import subprocess
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,6 +23,13 @@ from groupedmixer_ext import ops
 FLAGS = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-fno-fast-math", "-ffp-contract=off"]
 FLAGS += ["-D_GLIBCXX_ASSERTIONS"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+# CUDA sources compiled as C++, on the stand-in for CUDA that runs kernels on the host.
+STAND_IN = "tests/cpp/cuda_host"
+CUDA_FLAGS = [f"-I{ROOT / STAND_IN}"]
+CUDA_FLAGS += ["-fno-strict-aliasing"]  # kernels read float4 and uint4 out of other arrays
+CUDA_FLAGS += ["-Wno-unknown-pragmas"]  # they unroll loops
+CUDA_PROGRAMS = sorted(path.stem for path in (ROOT / "tests/cpp").glob("test_cuda_*.cpp"))
+CUDA_PROGRAMS.remove("test_cuda_host")
 AVAILABLE = [isa for isa in ops.ISAS if ops.isa_available(isa)]
 
 
@@ -46,28 +54,53 @@ def sanitizers(tmp_path_factory: pytest.TempPathFactory) -> None:
         pytest.skip(problem)
 
 
-@pytest.fixture(scope="session")
-def core(sanitizers: None, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Objects of all that knows neither torch nor Python, variants included."""
-    folder = tmp_path_factory.mktemp("core")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CXX", compiler())
-        patch.delenv("CXXFLAGS", raising=False)
-        objects = setup.core_objects(folder, [*FLAGS, "-Werror", *SANITIZERS])
+def compile_all(tasks: Sequence[setup.Compilation]) -> list[str]:
+    """The objects."""
     jobs = setup.job_count(os.environ, setup.total_memory(), len(os.sched_getaffinity(0)))
     with ThreadPoolExecutor(jobs) as pool:
-        return list(pool.map(compile_object, objects))
+        return list(pool.map(compile_object, tasks))
 
 
-def compile_object(task: setup.CoreObject) -> str:
+def compile_object(task: setup.Compilation) -> str:
     command = list(task.command)
     if "-mavx512f" in command and SANITIZERS[0] in command:
         # GCC 12 needs minutes for both with AVX-512. Indexes are those of the other variants.
         command[command.index(SANITIZERS[0])] = "-fsanitize=address"
     task.target.parent.mkdir(parents=True, exist_ok=True)
+    execute(command)
+    return str(task.target)
+
+
+def execute(command: Sequence[str]) -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    return str(task.target)
+
+
+@pytest.fixture(scope="session")
+def core(sanitizers: None, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Objects of all that knows neither torch nor Python nor CUDA, variants included."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CXX", compiler())
+        patch.delenv("CXXFLAGS", raising=False)
+        folder = tmp_path_factory.mktemp("core")
+        return compile_all(setup.core_objects(folder, [*FLAGS, "-Werror", *SANITIZERS]))
+
+
+def cuda_tasks(folder: Path, names: Sequence[str], *flags: str) -> list[setup.Compilation]:
+    """Sources on the stand-in, the stand-in's own and C++ among them."""
+    command = [compiler(), *FLAGS, "-Werror", *SANITIZERS, *CUDA_FLAGS, *flags, "-x", "c++"]
+    return [setup.compilation(folder, name, command) for name in names]
+
+
+def stand_in_sources() -> list[str]:
+    return [f"{STAND_IN}/{path.name}" for path in sorted((ROOT / STAND_IN).glob("*.cpp"))]
+
+
+@pytest.fixture(scope="session")
+def kernels(sanitizers: None, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Objects of all CUDA sources and of the stand-in."""
+    folder = tmp_path_factory.mktemp("kernels")
+    return compile_all(cuda_tasks(folder, [*setup.sources("*.cu"), *stand_in_sources()]))
 
 
 Program = Callable[[str], Path]
@@ -80,12 +113,10 @@ def program(core: list[str], tmp_path_factory: pytest.TempPathFactory) -> Progra
 
     def build(name: str) -> Path:
         target = folder / name
-        if target.exists():
-            return target
-        command = [compiler(), *FLAGS, *SANITIZERS, "-Werror", f"-I{ROOT / 'csrc'}"]
-        command += [str(ROOT / "tests/cpp" / f"{name}.cpp"), *core, "-pthread", "-o", str(target)]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert result.returncode == 0, result.stderr
+        if not target.exists():
+            command = [compiler(), *FLAGS, *SANITIZERS, "-Werror", f"-I{ROOT / 'csrc'}"]
+            command += [str(ROOT / "tests/cpp" / f"{name}.cpp"), *core, "-pthread"]
+            execute([*command, "-o", str(target)])
         return target
 
     return build
@@ -135,33 +166,22 @@ def test_engine(program: Program, isa: str) -> None:
     run(program("test_engine"), isa=isa)
 
 
-def build_cuda_program(target: Path, sources: list[Path], *extra: str) -> None:
-    """CUDA sources compiled as C++, on the stand-in for CUDA that runs kernels on the host."""
-    stand_in = ROOT / "tests/cpp/cuda_host"
-    command = [compiler(), *FLAGS, *SANITIZERS, "-Werror", f"-I{stand_in}", f"-I{ROOT / 'csrc'}"]
-    command += ["-fno-strict-aliasing"]  # kernels read float4 and uint4 out of other arrays
-    command += ["-Wno-unknown-pragmas"]  # they unroll loops
-    command += ["-x", "c++", *map(str, [*sources, *sorted(stand_in.glob("*.cpp"))]), "-x", "none"]
-    command += [*extra, "-pthread", "-o", str(target)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-
-
 @pytest.mark.parametrize("flags", [(), ("-DCUDA_HOST_UCONTEXT",)], ids=["switch", "ucontext"])
 def test_cuda_host(sanitizers: None, tmp_path: Path, flags: tuple[str, ...]) -> None:
     """The stand-in itself, with its own switch between fibers and with the portable one."""
-    sources = [ROOT / "tests/cpp" / name for name in ("test_cuda_host.cpp", "cuda_host_kernels.cu")]
-    build_cuda_program(tmp_path / "test", sources, *flags)
+    names = ["tests/cpp/test_cuda_host.cpp", "tests/cpp/cuda_host_kernels.cu", *stand_in_sources()]
+    objects = compile_all(cuda_tasks(tmp_path, names, *flags))
+    execute([compiler(), *SANITIZERS, *objects, "-pthread", "-o", str(tmp_path / "test")])
     run(tmp_path / "test", isa=AVAILABLE[0])
 
 
-def test_cuda_kernels(core: list[str], tmp_path: Path) -> None:
-    """Every kernel, run on the host, gives the bits of its CPU function."""
-    sources = [ROOT / source for source in setup.sources("*.cu")]
-    build_cuda_program(
-        tmp_path / "test", [ROOT / "tests/cpp/test_cuda_kernels.cpp", *sources], *core
-    )
-    run(tmp_path / "test", isa=AVAILABLE[-1])
+@pytest.mark.parametrize("name", CUDA_PROGRAMS)
+def test_cuda(core: list[str], kernels: list[str], tmp_path: Path, name: str) -> None:
+    """Kernels that run on the host give the bits of their CPU functions."""
+    objects = compile_all(cuda_tasks(tmp_path, [f"tests/cpp/{name}.cpp"]))
+    objects += [*core, *kernels]
+    execute([compiler(), *SANITIZERS, *objects, "-pthread", "-o", str(tmp_path / name)])
+    run(tmp_path / name, isa=AVAILABLE[-1])
 
 
 CODER = {"rans.cpp", "rans_isa.cpp", "tables.cpp", "tables.h", "varint.h"}
@@ -202,8 +222,7 @@ def test_the_coder_is_tested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     flags = [*(flag for flag in FLAGS if flag != "-O1"), "-O0", "--coverage"]
     sources = {"rans.cpp", "rans_isa.cpp", "tables.cpp", "isa.cpp"}
     tasks = [one for one in setup.core_objects(tmp_path, flags) if one.source.name in sources]
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        objects = list(pool.map(compile_object, tasks))
+    objects = compile_all(tasks)
     for name in ("test_rans", "fuzz_rans"):
         target = tmp_path / name
         # The objects come first: of an inline function in several, the first one is linked.
