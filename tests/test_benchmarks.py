@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -122,6 +123,255 @@ def test_compressai_peers_are_reported_beside_ours(tmp_path: Path) -> None:
         assert {run["stage"] for run in found} == {"transform", "entropy", "total"}
         assert all(set(run) >= RUN_KEYS for run in found)
         assert all(0.5 <= run["bits_per_symbol"] <= 3 for run in found)
+
+
+# ---- on a GPU -----------------------------------------------------------------------------------
+
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+
+
+@no_gpu
+@pytest.mark.parametrize(
+    "command", [("coding_speed.py", *SMALL, "--device", "cuda"), ("bench_gpu_kernels.py",)]
+)
+def test_a_missing_gpu_is_one_sentence(command: tuple[str, ...], tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    result = run(*command, "--json", str(path))
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith("a GPU is needed: ")
+    assert "Traceback" not in result.stderr
+    assert not path.exists()
+
+
+class NoGraph:
+    """`_eager.CapturedCached` without a GPU."""
+
+    def __init__(self, coder: Any) -> None:
+        self.variant, self.code = coder.variant, coder.code
+
+
+class FakeGpu:
+    """What coding_speed.py asks of a GPU, on the CPU. The graph appears with the third call."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.speed = load(patch, "coding_speed")
+        eager, peers = load(patch, "_eager"), load(patch, "_peers")
+        models, timing = load(patch, "_models"), load(patch, "_timing")
+        self.nodes = 99
+        on_cpu = {
+            "require_gpu": lambda: None,
+            "used_mib": lambda: 7.0,
+            "engine_report": lambda codec: {"graph_nodes": self.nodes, "scratch_bytes": 5 << 20},
+            "environment": lambda device: timing.environment("cpu"),
+            "make_subject": lambda config, picture, device, random: models.make_subject(
+                config, picture, "cpu", random
+            ),
+            "make_contenders": lambda *arguments: peers.make_contenders(*arguments[:-1], "cpu"),
+            "DeviceStages": self.speed.Stages,
+        }
+        for name, value in on_cpu.items():
+            patch.setattr(self.speed, name, value)
+        for module in (eager, peers):
+            patch.setattr(module, "on_gpu", lambda device: True)
+        patch.setattr(eager, "CapturedCached", NoGraph)
+
+
+@pytest.fixture
+def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
+    return FakeGpu(monkeypatch)
+
+
+def test_coding_speed_on_a_gpu_writes_what_tools_read(
+    fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "out.json"
+    options = ("--device", "cuda", "--repeats", "1", "--json", str(path), "--no-compile")
+    peers = ("--peers", "eager-cached", "eager-uncached")
+    monkeypatch.setattr(sys, "argv", ["coding_speed.py", *SMALL, *options, *peers])
+    assert fake_gpu.speed.main() == 0
+    runs = json.loads(path.read_text())["runs"]
+    assert all(set(run) >= RUN_KEYS and run["device"] == "cuda" for run in runs)
+    ours = [run for run in runs if run["system"] == "groupedmixer"]
+    assert {run["stage"] for run in ours} == set(fake_gpu.speed.STAGES)
+    for measured in ours:
+        assert measured["first_call_ms"] > 0
+        assert measured["second_call_ms"] > 0
+        assert measured["graph_nodes"] == 99
+        assert measured["graph_nodes_per_group"] == 99 / 8
+        assert measured["scratch_bytes"] == 5 << 20
+        assert measured["gpu_memory_mib"] == 0
+    (cached,) = {run["variant"]: run for run in runs if run["system"] == "eager-cached"}.values()
+    tried = cached["tried_ms"]
+    assert cached["variant"] in tried
+    # both precisions, windows then cross attention; the winner in plain calls and in float32
+    assert sum(", tf32, CUDA graph" in variant for variant in tried) == 6
+    assert sum(", bf16, CUDA graph" in variant for variant in tried) == 6
+    assert sum("CUDA graph" not in variant for variant in tried) == 1
+    assert sum("32, " not in variant and "bf16" not in variant for variant in tried) == 1
+    (uncached,) = {run["variant"]: run for run in runs if run["system"] == "eager-uncached"}
+    assert uncached == "no cache, tf32"
+
+
+def test_calls_without_a_graph_are_no_figures(
+    fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_gpu.nodes = 0
+    options = ["--device", "cuda", "--repeats", "1"]
+    monkeypatch.setattr(sys, "argv", ["coding_speed.py", *SMALL, *options])
+    with pytest.raises(SystemExit, match="did not replay a CUDA graph"):
+        fake_gpu.speed.main()
+
+
+def test_a_variant_that_a_gpu_refuses_is_reported(
+    fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch, model: groupedmixer.GroupedMixer
+) -> None:
+    eager = load(monkeypatch, "_eager")
+    right = eager.attend
+
+    def refuse(q: Any, k: Any, v: Any, bias: Any, fused: bool) -> Any:
+        if fused:
+            raise RuntimeError("no kernel\nat all")
+        return right(q, k, v, bias, fused)
+
+    monkeypatch.setattr(eager, "attend", refuse)
+    context, thresholds = model.latent_codec.context, model.latent_codec.thresholds
+    (inputs,) = eager.prepare(model, torch.rand(1, 3, 64, 96), 3.3, 64)
+    tuned = eager.tune(context, thresholds, 3, inputs, False)
+    assert set(tuned.failed.values()) == {"no kernel"}
+    assert all("sdpa" in variant for variant in tuned.failed)
+    assert len(tuned.tried) + len(tuned.failed) == 14
+    monkeypatch.setattr(eager, "on_gpu", lambda device: False)
+    with pytest.raises(RuntimeError, match="no kernel"):
+        eager.tune(context, thresholds, 3, inputs, False)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_less_than_float32_is_held_against_training_in_the_same(
+    monkeypatch: pytest.MonkeyPatch, model: groupedmixer.GroupedMixer, precision: str
+) -> None:
+    eager = load(monkeypatch, "_eager")
+    context, thresholds = model.latent_codec.context, model.latent_codec.thresholds
+    (inputs,) = eager.prepare(model, torch.rand(1, 3, 64, 96), 3.3, 64)
+    for windows, cross in zip(eager.WINDOW_KINDS, (*eager.CROSS_KINDS, "sum"), strict=True):
+        variant = eager.Variant(windows, cross, precision=precision)
+        coder = eager.EagerCached(context, thresholds, 3, inputs.h, inputs.w, variant)
+        coded = coder.code(inputs, inputs.y)
+        arguments = (context, inputs, coded.y_hat, coded.means, 3.3)
+        error = eager.check_against_training_form(*arguments, precision)
+        assert torch.equal(coder.code(inputs, coded.symbols).y_hat, coded.y_hat)
+        with pytest.raises(ValueError, match="training form"):
+            wrong = coded.means + 0.2
+            eager.check_against_training_form(*arguments[:3], wrong, 3.3, precision)
+        if precision == "bf16":
+            assert error > eager.TOLERANCE  # so that it is bfloat16
+            with pytest.raises(ValueError, match="training form"):
+                eager.check_against_training_form(*arguments)
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_a_wrong_product_of_a_gpu_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = load(monkeypatch, "bench_gpu_kernels")
+    x, weight, bias = torch.randn(5, 64), torch.randn(7, 64), torch.randn(7)
+    for name, call in bench.linear_calls(x, weight, bias).items():
+        bench.check(name, call(), x, weight, bias)
+    right = torch.nn.functional.linear(x, weight, bias)
+    bench.check("torch tf32", right + 1e-3, x, weight, bias)
+    for name, error in (("groupedmixer", 1e-3), ("torch tf32", 0.5)):
+        with pytest.raises(ValueError, match="wrong"):
+            bench.check(name, right + error, x, weight, bias)
+
+
+def test_names_of_kernels_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    short_name = load(monkeypatch, "bench_gpu_kernels").short_name
+    names = {
+        "void groupedmixer::strict::(anonymous namespace)::linear<(int)4, a::Row>(a::P, long)": (
+            "linear<4, Row>"
+        ),
+        "groupedmixer::entropy::rans_group_decode_kernel(groupedmixer::entropy::Params)": (
+            "rans_group_decode_kernel"
+        ),
+        "Memset (Device)": "Memset",
+    }
+    assert {name: short_name(name) for name in names} == names
+    coder = load(monkeypatch, "bench_gpu_kernels").CODER
+    source = FOLDER.parent / "csrc" / "entropy" / "rans_cuda.cu"
+    assert f" {coder}(" in source.read_text()
+
+
+@no_gpu
+def test_gpu_check_without_a_gpu_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "check.json"
+    command = ["bash", str(FOLDER / "gpu_check.sh"), "--skip-build", "--out", str(path)]
+    environment = {**os.environ, "PYTHON": sys.executable}
+    result = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=environment, timeout=60
+    )
+    assert result.returncode == 1
+    report = json.loads(path.read_text())
+    assert report["passed"] is False
+    stages = report["stages"]
+    assert stages["facts"]["outcome"] == "failed"
+    assert "there is no GPU" in stages["facts"]["reason"]
+    assert {"tests", "rt", "base", "kernels"} < set(stages)
+    assert "build" not in stages
+    assert {stages[name]["outcome"] for name in stages if name != "facts"} == {"skipped"}
+    assert report["facts"]["torch"] == torch.__version__
+
+
+def test_gpu_check_reports_every_stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    check = load(monkeypatch, "gpu_check")
+    monkeypatch.setattr(check, "WORK", tmp_path / "work")
+
+    def python(code: str) -> Any:
+        def stage(run: Any, output: Any, until: float) -> None:
+            check._execute(run, output, until, sys.executable, "-S", "-c", code)
+            output.found["figures"] = 3
+
+        return stage
+
+    sleeps = "import subprocess, sys; print('on', flush=True); subprocess.run(['sleep', '60'])"
+    stages = {
+        "facts": check.Stage("facts", 30, python("print('fine')")),
+        "late": check.Stage("late", 1.5, python(sleeps), ("facts",)),
+        "wrong": check.Stage("wrong", 30, python("import sys; sys.exit(5)"), ("facts",)),
+        "after": check.Stage("after", 30, python("pass"), ("facts", "wrong")),
+        "last": check.Stage("last", 30, python("pass"), ("facts",)),
+    }
+    path = tmp_path / "check.json"
+
+    def perform(*names: str, options: tuple[str, ...] = ()) -> tuple[int, dict[str, Any]]:
+        monkeypatch.setattr(check, "STAGES", tuple(stages[name] for name in names))
+        code = check.main(["--out", str(path), *options])
+        return code, json.loads(path.read_text())
+
+    code, report = perform(*stages)
+    assert code == 1
+    found = report["stages"]
+    assert {name: found[name]["outcome"] for name in stages} == {
+        "facts": "passed",
+        "late": "timed out",
+        "wrong": "failed",
+        "after": "skipped",
+        "last": "passed",
+    }
+    assert "on" in found["late"]["log"] and found["late"]["seconds"] < 10
+    assert "ended with 5" in found["wrong"]["reason"]
+    assert found["last"]["figures"] == 3
+    assert "fine" in found["facts"]["log"]
+    code, report = perform("facts", "last")
+    assert (code, report["passed"]) == (0, True)
+    code, report = perform("facts", "last", options=("--seconds", "0"))
+    assert (code, report["stages"]["last"]["outcome"]) == (1, "skipped")
+
+
+def test_gpu_check_counts_tests(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    check = load(monkeypatch, "gpu_check")
+    path = tmp_path / "tests.xml"
+    assert check._counts(path) == {}
+    path.write_text(
+        '<testsuites><testsuite tests="9" failures="1" errors="2" skipped="3"/></testsuites>'
+    )
+    assert check._counts(path)["passed"] == 3
 
 
 @pytest.fixture

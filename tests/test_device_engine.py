@@ -45,7 +45,8 @@ def host_module(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     objects = compile_all([*tasks, *setup.core_objects(folder, [*flags, "-Wall"])])
     target = folder / "_engine_cuda.so"
     subprocess.run([compiler(), "-shared", *objects, "-pthread", "-o", str(target)], check=True)
-    spec = importlib.util.spec_from_file_location("groupedmixer_ext._engine_cuda", target)
+    # Of another name than the package's, which a later import would take for this one.
+    spec = importlib.util.spec_from_file_location("stand_in._engine_cuda", target)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -27,9 +27,12 @@
 namespace groupedmixer {
 
 inline void check_cuda(cudaError_t error, const char* what) {
-  if (error != cudaSuccess) {
-    throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
+  if (error == cudaSuccess) return;
+  std::string message = std::string(what) + ": " + cudaGetErrorString(error);
+  if (error == cudaErrorNoKernelImageForDevice) {
+    message += " (groupedmixer was not built for this GPU: set TORCH_CUDA_ARCH_LIST)";
   }
+  throw std::runtime_error(message);
 }
 
 // Blocks for a grid-stride loop over `count` elements, one a thread as long as that is sensible.

@@ -13,13 +13,14 @@ namespace {
 __global__ void probe_kernel() {}
 
 void require_device(int device) {
-  int count = 0;
+  int count = 0, driver = 0;
   const cudaError_t error = cudaGetDeviceCount(&count);
   if (error != cudaSuccess || count == 0) {
-    cudaGetLastError();
-    throw std::runtime_error("no GPU can be used: " + std::string(error == cudaSuccess
-                                                                      ? "CUDA finds none"
-                                                                      : cudaGetErrorString(error)));
+    std::string problem = error == cudaSuccess ? "CUDA finds none" : cudaGetErrorString(error);
+    cudaDriverGetVersion(&driver);
+    if (driver == 0) problem = "no NVIDIA driver is installed";
+    cudaGetLastError();  // it is dealt with here
+    throw std::runtime_error("no GPU can be used: " + problem);
   }
   if (device < 0 || device >= count) {
     throw std::invalid_argument("device must be 0 .. " + std::to_string(count - 1) + ", got " +

@@ -352,8 +352,15 @@ void test_device_errors() {
   CHECK(make(1) == "invalid_argument: device must be 0 .. 0, got 1");
   CHECK(make(-1) == "invalid_argument: device must be 0 .. 0, got -1");
   cuda_host::set_missing_device(cudaErrorNoDevice);
-  CHECK(make(0).find("runtime_error: no GPU can be used") == 0);
+  CHECK(make(0) == "runtime_error: no GPU can be used: no CUDA-capable device is detected");
+  cuda_host::set_missing_device(cudaErrorInsufficientDriver);
+  CHECK(make(0) == "runtime_error: no GPU can be used: no NVIDIA driver is installed");
   cuda_host::set_missing_device(cudaSuccess);
+  cuda_host::set_missing_code(true);
+  CHECK(make(0) ==
+        "runtime_error: this build of groupedmixer has no code for GPU 0, whose compute "
+        "capability is 9.0; build it with TORCH_CUDA_ARCH_LIST=9.0");
+  cuda_host::set_missing_code(false);
 
   const size_t before = cuda_host::allocated_bytes();
   cuda_host::fail_next_allocation_above(4096);
@@ -371,7 +378,7 @@ void test_device_errors() {
         }).find("bad_alloc: out of memory on the GPU") == 0);
   check_latent(engines, random, 2, 2, settings, true);  // goes on with what there is
   check_latent(engines, random, 8, 8, settings, false);
-  cuda_host::fail_next_launch(cudaErrorNoKernelImageForDevice);
+  cuda_host::fail_next_launch(cudaErrorLaunchFailure);
   CHECK(error_of([&] { engines.encode_gpu(y, 8, 8, settings); }).find("runtime_error: ") == 0);
   check_latent(engines, random, 8, 8, settings, true);
   CHECK(error_of([&] {

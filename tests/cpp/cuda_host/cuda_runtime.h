@@ -184,6 +184,7 @@ enum cudaDeviceAttr {
 
 // There is one device, unless a test says otherwise (injection.h).
 cudaError_t cudaGetDeviceCount(int* count);
+cudaError_t cudaDriverGetVersion(int* version);  // 0: there is no driver
 cudaError_t cudaSetDevice(int device);
 cudaError_t cudaGetDevice(int* device);
 // An H100's.

@@ -14,13 +14,15 @@ namespace cuda_host {
 // The next cudaMalloc or cudaMallocHost of more than this fails with cudaErrorMemoryAllocation.
 void fail_next_allocation_above(std::size_t bytes);
 
-// The next launch of a kernel, captured or not, fails with `error`:
-// cudaErrorNoKernelImageForDevice, say.
+// The next launch of a kernel, captured or not, fails with `error`.
 void fail_next_launch(cudaError_t error);
 
-// What is said for want of a device, cudaErrorNoDevice or cudaErrorInsufficientDriver, until it is
-// there again (cudaSuccess).
+// What is said for want of a device, cudaErrorNoDevice or cudaErrorInsufficientDriver (no driver
+// at all), until it is there again (cudaSuccess).
 void set_missing_device(cudaError_t error);
+
+// Whether the device is one that nothing was compiled for.
+void set_missing_code(bool missing);
 
 // Kernels that have run so far, those of graphs included.
 int64_t kernels_run();

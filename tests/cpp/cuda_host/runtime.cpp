@@ -28,6 +28,7 @@ std::map<const void*, int> dynamic_shared_limits;  // of kernels for which one w
 std::atomic<std::size_t> failing_allocation{kNoLimit};
 std::atomic<cudaError_t> failing_launch{cudaSuccess};
 std::atomic<cudaError_t> missing_device{cudaSuccess};
+std::atomic<bool> missing_code{false};
 std::atomic<int64_t> kernel_count{0};
 std::atomic<std::size_t> device_bytes_used{0};
 
@@ -45,6 +46,12 @@ cudaError_t check_device() {
   return fail(error, error == cudaErrorNoDevice
                          ? "no CUDA-capable device is detected"
                          : "CUDA driver version is insufficient for CUDA runtime version");
+}
+
+cudaError_t check_code() {
+  if (!missing_code) return cudaSuccess;
+  return fail(cudaErrorNoKernelImageForDevice,
+              "no kernel image is available for execution on the device");
 }
 
 cudaError_t allocate(void** memory, std::size_t bytes, const char* call) {
@@ -88,16 +95,16 @@ cudaError_t fail(cudaError_t error, const std::string& message) {
 void fail_next_allocation_above(std::size_t bytes) { failing_allocation = bytes; }
 void fail_next_launch(cudaError_t error) { failing_launch = error; }
 void set_missing_device(cudaError_t error) { missing_device = error; }
+void set_missing_code(bool missing) { missing_code = missing; }
 int64_t kernels_run() { return kernel_count; }
 std::size_t allocated_bytes() { return device_bytes_used; }
 
 cudaError_t launch_kernel(const cudaLaunchConfig_t& config, const void* kernel,
                           std::function<void()> thread) {
   if (const cudaError_t error = failing_launch.exchange(cudaSuccess)) {
-    return fail(error, error == cudaErrorNoKernelImageForDevice
-                           ? "no kernel image is available for execution on the device"
-                           : "a test lets this launch fail");
+    return fail(error, "a test lets this launch fail");
   }
+  if (const cudaError_t error = check_code()) return error;
   const int limit = dynamic_shared_limit(kernel);
   if (config.dynamicSmemBytes > static_cast<std::size_t>(limit)) {
     return fail(cudaErrorInvalidValue, std::to_string(config.dynamicSmemBytes) +
@@ -221,7 +228,13 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
   return fail(cudaErrorInvalidValue, "an attribute of devices that is not covered");
 }
 
+cudaError_t cudaDriverGetVersion(int* version) {
+  *version = missing_device == cudaErrorInsufficientDriver ? 0 : 13000;
+  return cudaSuccess;
+}
+
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* kernel) {
+  if (const cudaError_t error = check_code()) return error;
   *attributes = {0, dynamic_shared_limit(kernel)};
   return cudaSuccess;
 }
