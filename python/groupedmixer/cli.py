@@ -292,7 +292,7 @@ class _Codecs:
             return self._named
         try:
             return self._find(data, device=self._device)
-        except ValueError as error:  # the bundled weights are damaged
+        except (ValueError, RuntimeError) as error:  # damaged weights; a GPU that cannot be used
             raise GmxError(str(error)) from error
 
 

@@ -74,7 +74,7 @@ def load(name: str | os.PathLike[str] = "rt", device: str | torch.device = "cpu"
     name
         As in `load_model`.
     device
-        Where the transforms run: ``"cpu"`` or ``"cuda"``.
+        Where to code: ``"cpu"`` or ``"cuda"``. The files are the same.
 
     Raises
     ------
