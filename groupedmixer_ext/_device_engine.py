@@ -52,8 +52,8 @@ class DeviceEngine:
         shape = tuple(y.shape)
         y_hat = np.empty(shape, np.float32) if out is None else out
         y = y if is_on_device(y) else np.ascontiguousarray(y, np.float32)
-        source = _addresses("y", y, shape, np.float32)
-        target = _addresses("out", y_hat, shape, np.float32)
+        source = _addresses("y", y, shape)
+        target = _addresses("out", y_hat, shape, written=True)
         items, times = [], dict[str, float]()
         for one, item in enumerate(settings):
             coded, spent = self._native.encode(
@@ -74,7 +74,7 @@ class DeviceEngine:
     ) -> tuple[Any, _Times]:
         shape = (len(tiles), height, width, self._latent_channels)
         y_hat = np.empty(shape, np.float32) if out is None else out
-        target = _addresses("out", y_hat, shape, np.float32)
+        target = _addresses("out", y_hat, shape, written=True)
         times = dict[str, float]()
         for one, item in enumerate(settings):
             spent = self._native.decode(tiles[one], height, width, item, target[one], stream)
@@ -122,33 +122,51 @@ class DeviceEngine:
 
 
 def is_on_device(array: Any) -> bool:
-    return hasattr(array, "__cuda_array_interface__")
+    # Of the type: of a tensor, the attribute may raise.
+    return hasattr(type(array), "__cuda_array_interface__") and not _is_host_tensor(array)
 
 
-def _addresses(name: str, array: Any, shape: tuple[int, ...], dtype: Any) -> list[int]:
-    """Where the items of a contiguous batch begin."""
-    wanted = np.dtype(dtype)
+def _is_host_tensor(array: Any) -> bool:
+    return getattr(getattr(array, "device", None), "type", None) == "cpu"
+
+
+def _addresses(
+    name: str, array: Any, shape: tuple[int, ...], *, written: bool = False
+) -> list[int]:
+    """Where the items of a contiguous batch of float32 begin."""
     if is_on_device(array):
         interface = array.__cuda_array_interface__
-        found = (tuple(interface["shape"]), np.dtype(interface["typestr"]))
-        contiguous = interface.get("strides") is None or array.is_contiguous()
-        address = interface["data"][0]
+        found, kind = tuple(interface["shape"]), np.dtype(interface["typestr"])
+        address, read_only = interface["data"]
+        packed = _is_packed(interface.get("strides"), found, kind.itemsize)
     elif isinstance(array, np.ndarray):
-        found = (array.shape, array.dtype)
-        contiguous = array.flags.c_contiguous
-        address = array.ctypes.data
+        found, kind = array.shape, array.dtype
+        address, read_only = array.ctypes.data, not array.flags.writeable
+        packed = array.flags.c_contiguous
     else:
         raise ValueError(
             f"{name} must be a NumPy array or have a __cuda_array_interface__, "
             f"got {type(array).__name__}"
         )
-    if found != (shape, wanted) or not contiguous:
+    if (found, kind) != (shape, np.dtype(np.float32)) or not packed:
         raise ValueError(
-            f"{name} must be contiguous {wanted} {list(shape)}, got {found[1]} {list(found[0])}"
-            f"{'' if contiguous else ' with gaps'}"
+            f"{name} must be contiguous float32 {list(shape)}, got {kind} {list(found)}"
+            f"{'' if packed else ' with gaps'}"
         )
-    size = int(np.prod(shape[1:])) * wanted.itemsize
+    if written and read_only:
+        raise ValueError(f"{name} must be writable")
+    size = 4 * int(np.prod(shape[1:]))
     return [address + one * size for one in range(shape[0])]
+
+
+def _is_packed(strides: Sequence[int] | None, shape: tuple[int, ...], itemsize: int) -> bool:
+    """Whether an array is in C order without gaps; strides in bytes, None if it says so itself."""
+    step = itemsize
+    for size, stride in zip(reversed(shape), reversed(strides or ()), strict=False):
+        if size != 1 and stride != step:
+            return False
+        step *= size
+    return True
 
 
 def _add(times: dict[str, float], more: dict[str, float]) -> None:

@@ -254,6 +254,10 @@ def test_arrays_are_checked(pair: Pair) -> None:
     for out in (np.zeros((1, 2, 2, 8)), np.zeros((2, 2, 2, 8), np.float32), y[..., ::-1], [1.0]):
         with pytest.raises(ValueError, match="out must be"):
             pair.gpu.encode(y, [SETTINGS], 1, out=out)
+    fixed = np.zeros((1, 2, 2, 8), np.float32)
+    fixed.flags.writeable = False
+    with pytest.raises(ValueError, match="out must be writable"):
+        pair.gpu.encode(y, [SETTINGS], 1, out=fixed)
 
 
 def test_other_devices(backend: str, tiny_model: groupedmixer.GroupedMixer) -> None:

@@ -43,6 +43,19 @@ constexpr size_t kPlans = 16;
 constexpr int kAllBits = 0xff;
 constexpr int64_t kStreamAlignment = 16;  // of the streams' copies, in bytes
 
+// Waits for a stream at the end of a scope, whatever ended it: copies are done with the host's
+// memory then, and kernels with the device's.
+class Drain {
+ public:
+  explicit Drain(cudaStream_t stream) : stream_(stream) {}
+  ~Drain() { cudaStreamSynchronize(stream_); }
+  Drain(const Drain&) = delete;
+  Drain& operator=(const Drain&) = delete;
+
+ private:
+  cudaStream_t stream_;
+};
+
 // Which side an address belongs to, CUDA knows.
 void copy(void* to, const void* from, size_t bytes, cudaStream_t stream) {
   if (bytes == 0) return;
@@ -262,9 +275,9 @@ class DeviceCoder::Implementation {
   void enqueue(const Plan& plan, cudaStream_t stream) const;
   void enqueue_wave(const Plan& plan, size_t index, cudaStream_t stream) const;
 
-  void upload_rows(const Buffers& b, int64_t quality, cudaStream_t stream) const;
-  Streams upload_streams(const Plan& plan, const std::vector<TileView>& tiles,
-                         cudaStream_t stream) const;
+  void upload_rows(const Buffers& b, const LevelRows& rows, cudaStream_t stream) const;
+  void upload_streams(const Plan& plan, const std::vector<TileView>& tiles, Streams& streams,
+                      cudaStream_t stream) const;
   std::vector<uint32_t> finish(const Plan& plan, std::vector<uint32_t>& checksums,
                                cudaStream_t stream) const;
 
@@ -281,10 +294,10 @@ class DeviceCoder::Implementation {
   DeviceArray<float> medians_;
 
   std::mutex mutex_;  // of all below: calls take turns
-  DeviceMemory memory_;
-  std::list<Plan> plans_;  // the latest first
   CudaStream recorder_;
   CudaEvent begin_, transformed_, hyper_done_, coded_, end_;
+  DeviceMemory memory_;
+  std::list<Plan> plans_;  // the latest first; their graphs name what is above
   Report report_{};
 };
 
@@ -480,6 +493,11 @@ void DeviceCoder::Implementation::run(Plan& plan, cudaStream_t stream) {
     const cudaStream_t recorder = recorder_.get();
     plan.graph = CudaGraph::record(recorder, [&] { enqueue(plan, recorder); });
   }
+  if (!plan.graph) {  // another thread has spoilt it; the next call tries again
+    enqueue(plan, stream);
+    report_.graph_nodes = 0;
+    return;
+  }
   plan.graph.launch(stream);
   report_.graph_nodes = static_cast<int64_t>(plan.graph.nodes());
 }
@@ -575,9 +593,8 @@ void DeviceCoder::Implementation::enqueue_wave(const Plan& plan, size_t index,
 
 // ---- calls --------------------------------------------------------------------------------------
 
-void DeviceCoder::Implementation::upload_rows(const Buffers& b, int64_t quality,
+void DeviceCoder::Implementation::upload_rows(const Buffers& b, const LevelRows& rows,
                                               cudaStream_t stream) const {
-  const LevelRows rows = latent_.level_rows(quality);
   const auto upload = [&](float* to, const AlignedVector& from) {
     copy(to, from.data(), from.size() * sizeof(float), stream);
   };
@@ -610,7 +627,10 @@ CodedLatent DeviceCoder::Implementation::encode(const float* y, const uint8_t* r
   Plan& plan = plan_for(shape, stream);
   const Buffers& b = plan.buffers;
   const int64_t plane = shape.height * shape.width * sizes_.latent_channels;
-  upload_rows(b, settings.quality, stream);
+  const LevelRows rows = latent_.level_rows(settings.quality);
+  std::vector<std::vector<entropy::RansEncodedStream>> encoded(plan.waves.size());
+  const Drain drain(stream);
+  upload_rows(b, rows, stream);
   fill(b.failures, kAllBits, (1 + plan.numbers.size()) * sizeof(uint32_t), stream);
   if (shape.has_pixels()) {
     copy(b.rgb, rgb, static_cast<size_t>(shape.picture_height * shape.picture_width * 3), stream);
@@ -619,9 +639,8 @@ CodedLatent DeviceCoder::Implementation::encode(const float* y, const uint8_t* r
   }
   run(plan, stream);
 
-  std::vector<std::vector<entropy::RansEncodedStream>> encoded;
   for (size_t i = 0; i < plan.waves.size(); ++i) {
-    encoded.emplace_back(static_cast<size_t>(plan.waves[i].set.count));
+    encoded[i].resize(static_cast<size_t>(plan.waves[i].set.count));
     copy(encoded[i].data(), b.waves[i].coder.streams,
          encoded[i].size() * sizeof(entropy::RansEncodedStream), stream);
   }
@@ -670,9 +689,12 @@ void DeviceCoder::Implementation::decode(const std::vector<TileView>& tiles, con
   Plan& plan = plan_for(shape, stream);
   const Buffers& b = plan.buffers;
   const auto plane = static_cast<size_t>(shape.height * shape.width * sizes_.latent_channels);
-  upload_rows(b, settings.quality, stream);
+  const LevelRows rows = latent_.level_rows(settings.quality);
+  Streams streams;
+  const Drain drain(stream);
+  upload_rows(b, rows, stream);
   fill(b.failures, kAllBits, (1 + plan.numbers.size()) * sizeof(uint32_t), stream);
-  Streams streams = upload_streams(plan, tiles, stream);
+  upload_streams(plan, tiles, streams, stream);
   if (plan.numbers.size() < tiles.size()) fill(b.y_hat, 0, plane * sizeof(float), stream);
   run(plan, stream);
 
@@ -710,10 +732,9 @@ void DeviceCoder::Implementation::decode(const std::vector<TileView>& tiles, con
 }
 
 // Enqueues the copy of all streams and of decoders at their beginnings.
-Streams DeviceCoder::Implementation::upload_streams(const Plan& plan,
-                                                    const std::vector<TileView>& tiles,
-                                                    cudaStream_t stream) const {
-  Streams streams;
+void DeviceCoder::Implementation::upload_streams(const Plan& plan,
+                                                 const std::vector<TileView>& tiles,
+                                                 Streams& streams, cudaStream_t stream) const {
   int64_t offset = 0;
   for (size_t i = 0; i < plan.capacities.size(); ++i) {
     const TileView& tile = tiles[i < plan.numbers.size() ? plan.numbers[i] : 0];
@@ -724,7 +745,6 @@ Streams DeviceCoder::Implementation::upload_streams(const Plan& plan,
   }
   copy(plan.buffers.cursors, streams.cursors.data(),
        streams.cursors.size() * sizeof(entropy::RansCursor), stream);
-  return streams;
 }
 
 Shape DeviceCoder::Implementation::shape_of(int64_t height, int64_t width,

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 
 #include "codec/latent_kernels.h"
-
 #include "common/cuda_launch.h"
 #include "strict/math.h"
 

@@ -46,7 +46,8 @@ class CudaGraph {
   std::size_t nodes() const { return nodes_; }
 
   // Records what `enqueue` enqueues on `stream`, which must not be the null stream. All kernels
-  // must have run once before: loading one while a stream records may fail.
+  // must have run once before: loading one while a stream records may fail. Gives no graph if
+  // another thread has spoilt it, as cudaDeviceSynchronize does.
   template <typename Enqueue>
   static CudaGraph record(cudaStream_t stream, const Enqueue& enqueue) {
     check_cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capture");
@@ -54,11 +55,18 @@ class CudaGraph {
     try {
       enqueue();
     } catch (...) {
-      cudaStreamEndCapture(stream, &graph);
+      const cudaError_t ended = cudaStreamEndCapture(stream, &graph);
       if (graph != nullptr) cudaGraphDestroy(graph);
+      cudaGetLastError();
+      if (ended == cudaErrorStreamCaptureInvalidated) return {};
       throw;
     }
-    check_cuda(cudaStreamEndCapture(stream, &graph), "capture");
+    const cudaError_t ended = cudaStreamEndCapture(stream, &graph);
+    if (ended == cudaErrorStreamCaptureInvalidated) {
+      cudaGetLastError();  // it is dealt with
+      return {};
+    }
+    check_cuda(ended, "capture");
     CudaGraph recorded;
     cudaError_t error = cudaGraphGetNodes(graph, nullptr, &recorded.nodes_);
     if (error == cudaSuccess) error = cudaGraphInstantiate(&recorded.exec_, graph, 0);

@@ -46,15 +46,21 @@ void require_code(int device) {
 DeviceScope::DeviceScope(int device) {
   require_device(device);
   check_cuda(cudaGetDevice(&before_), "cudaGetDevice");
-  check_cuda(cudaSetDevice(device), "cudaSetDevice");
+  device_ = device;
+  // Not if it is so: setting a device makes a context on it.
+  if (before_ != device) check_cuda(cudaSetDevice(device), "cudaSetDevice");
   try {
     require_code(device);
   } catch (...) {
-    cudaSetDevice(before_);
+    restore();
     throw;
   }
 }
 
-DeviceScope::~DeviceScope() { cudaSetDevice(before_); }
+DeviceScope::~DeviceScope() { restore(); }
+
+void DeviceScope::restore() const {
+  if (before_ != device_) cudaSetDevice(before_);
+}
 
 }  // namespace groupedmixer

@@ -17,7 +17,9 @@ class DeviceScope {
   DeviceScope& operator=(const DeviceScope&) = delete;
 
  private:
-  int before_ = 0;
+  void restore() const;
+
+  int before_ = 0, device_ = 0;
 };
 
 }  // namespace groupedmixer

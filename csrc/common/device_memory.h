@@ -7,7 +7,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <new>
 #include <string>
 #include <utility>
@@ -47,7 +46,9 @@ class DeviceMemory {
     swap(other);
     return *this;
   }
-  ~DeviceMemory() { cudaFree(data_); }
+  ~DeviceMemory() {
+    if (data_ != nullptr) cudaFree(data_);
+  }
 
   std::byte* data() const { return static_cast<std::byte*>(data_); }
   std::size_t size() const { return bytes_; }
@@ -71,6 +72,8 @@ class DeviceArray {
     if (count == 0) return;
     check_cuda(cudaMemcpy(memory_.data(), values, count * sizeof(T), cudaMemcpyHostToDevice),
                "DeviceArray");
+    // The copy may be under way yet, and streams that do not block do not wait for it.
+    check_cuda(cudaStreamSynchronize(nullptr), "DeviceArray");
   }
   template <typename Vector>
   explicit DeviceArray(const Vector& values) : DeviceArray(values.data(), values.size()) {}
@@ -79,28 +82,6 @@ class DeviceArray {
 
  private:
   DeviceMemory memory_;
-};
-
-// Memory of the host that a GPU writes to while the host goes on. Elements are set to 0.
-template <typename T>
-class PinnedArray {
- public:
-  explicit PinnedArray(std::size_t count) : count_(count) {
-    if (count == 0) return;
-    check_cuda(cudaMallocHost(&data_, count * sizeof(T)), "cudaMallocHost");
-    std::memset(static_cast<void*>(data_), 0, count * sizeof(T));
-  }
-  ~PinnedArray() { cudaFreeHost(data_); }
-  PinnedArray(const PinnedArray&) = delete;
-  PinnedArray& operator=(const PinnedArray&) = delete;
-
-  T* data() const { return data_; }
-  std::size_t size() const { return count_; }
-  T& operator[](std::size_t i) const { return data_[i]; }
-
- private:
-  T* data_ = nullptr;
-  std::size_t count_ = 0;
 };
 
 // Hands out parts of a piece of memory. Run on a null base, it measures: so the same code says how

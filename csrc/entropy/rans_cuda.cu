@@ -58,9 +58,11 @@ class Words {
   __device__ Words(const uint8_t* data, uint32_t word, uint32_t end)
       : data_(data), word_(word), end_(end) {
     next_ = word + kWordBytes * (threadIdx.x % kWarp);
-    pair_ = load();
-    pair_ |= load() << kWordBits;
-    coming_ = load();
+    load();
+    pair_ = coming();
+    load();
+    pair_ |= coming() << kWordBits;
+    load();
   }
 
   __device__ uint32_t word() const { return word_; }
@@ -69,7 +71,7 @@ class Words {
   // The word behind `ahead` others, 0 .. 31. To be called by the whole warp.
   __device__ uint32_t peek(int ahead) const {
     const int place = gone_ + ahead;
-    const uint32_t pair = __shfl_sync(kAllLanes, pair_, place % kWarp);
+    const uint32_t pair = __shfl_sync(kAllLanes, pair_, place & (kWarp - 1));
     return place < kWarp ? pair & 0xffffu : pair >> kWordBits;
   }
 
@@ -79,23 +81,26 @@ class Words {
     gone_ += count;
     if (gone_ < kWarp) return;
     gone_ -= kWarp;
-    pair_ = pair_ >> kWordBits | coming_ << kWordBits;
-    coming_ = load();
+    pair_ = pair_ >> kWordBits | coming() << kWordBits;
+    load();
   }
 
  private:
-  __device__ uint32_t load() {
+  // The bytes stay apart until they are needed: to put them together is to wait for them.
+  __device__ void load() {
     const uint32_t at = next_;
     next_ += kWordBytes * kWarp;
-    return at < end_ ? data_[at] | static_cast<uint32_t>(data_[at + 1]) << 8 : 0;
+    low_ = at < end_ ? data_[at] : 0;
+    high_ = at < end_ ? data_[at + 1] : 0;
   }
+  __device__ uint32_t coming() const { return low_ | high_ << 8; }
 
   const uint8_t* data_;
   uint32_t word_, end_;
-  uint32_t next_;    // of this thread to load
-  uint32_t pair_;    // words threadIdx.x and threadIdx.x + 32 of the 64
-  uint32_t coming_;  // word threadIdx.x of the following ones
-  int gone_ = 0;     // of the first 32
+  uint32_t next_;        // of this thread to load
+  uint32_t pair_;        // words threadIdx.x and threadIdx.x + 32 of the 64
+  uint32_t low_, high_;  // bytes of word threadIdx.x of the following ones
+  int gone_ = 0;         // of the first 32
 };
 
 // A stream's decoder in the registers of a warp.

@@ -56,6 +56,7 @@ __global__ void __launch_bounds__(kWindowThreads) window_attention_kernel(Window
   __shared__ float v[kTokens * kRowFloats];
   __shared__ float e[kTokens * kScoreFloats];  // scores, then their exponentials, [queries, keys]
   __shared__ float totals[kTokens];
+  __shared__ float bias[kSide * kSide];
   const int thread = static_cast<int>(threadIdx.x);
   const TileSpan tile = p.tiles.tiles[blockIdx.y];
   if (blockIdx.x >= cells_of(tile, p.shifted)) return;
@@ -70,12 +71,26 @@ __global__ void __launch_bounds__(kWindowThreads) window_attention_kernel(Window
     const int row = cell.top + token / cell.columns, column = cell.left + token % cell.columns;
     return static_cast<int64_t>(tile.first + row * tile.width + column);
   };
-  for (int i = thread; i < tokens * kHeadDim; i += kWindowThreads) {
-    const int token = i / kHeadDim, d = i % kHeadDim;
-    const float* from = p.qkv + position(token) * 3 * width + head * kHeadDim + d;
-    q[token * kRowFloats + d] = from[0];
-    k[token * kRowFloats + d] = from[width];
-    v[token * kRowFloats + d] = from[2 * width];
+  const float* head_bias = p.relative_bias + head * kSide * kSide;
+  for (int i = thread; i < kSide * kSide; i += kWindowThreads) bias[i] = head_bias[i];
+  // Loads of a batch are under way together. Tokens that do not exist get another one's numbers.
+  constexpr int kRound = kWindowThreads / kHeadDim,
+                kBatch = 8;  // tokens at once; rounds of a batch
+  const int d = thread % kHeadDim;
+  for (int first = thread / kHeadDim; first < tokens; first += kBatch * kRound) {
+    float in[kBatch][3];
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) {
+      const int token = first + j * kRound;
+      const float* from =
+          p.qkv + position(token < tokens ? token : 0) * 3 * width + head * kHeadDim + d;
+      in[j][0] = from[0], in[j][1] = from[width], in[j][2] = from[2 * width];
+    }
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) {
+      const int at = (first + j * kRound) * kRowFloats + d;
+      q[at] = in[j][0], k[at] = in[j][1], v[at] = in[j][2];
+    }
   }
   __syncthreads();
 
@@ -99,7 +114,6 @@ __global__ void __launch_bounds__(kWindowThreads) window_attention_kernel(Window
         for (int i = 0; i < kTall; ++i) sum[i][j] = fused(query[i], value, sum[i][j]);
       }
     }
-    const float* bias = p.relative_bias + head * kSide * kSide;
 #pragma unroll
     for (int i = 0; i < kTall; ++i) {
       const int query = first_query + i;
@@ -107,11 +121,12 @@ __global__ void __launch_bounds__(kWindowThreads) window_attention_kernel(Window
 #pragma unroll
       for (int j = 0; j < kKeys; ++j) {
         const int key = first_key + j * kAcross;
-        if (query >= tokens || key >= tokens) continue;
+        // Of those that do not exist, any number will do.
+        const bool exists = query < tokens && key < tokens;
         const int down = row - key / cell.columns + kWindow - 1;
         const int right = column - key % cell.columns + kWindow - 1;
         e[query * kScoreFloats + key] =
-            fused(sum[i][j], kAttentionScale, bias[down * kSide + right]);
+            fused(sum[i][j], kAttentionScale, bias[exists ? down * kSide + right : 0]);
       }
     }
   }
@@ -122,19 +137,25 @@ __global__ void __launch_bounds__(kWindowThreads) window_attention_kernel(Window
     const int query = first + thread / kLanes, lane = thread % kLanes;
     const bool exists = query < tokens;
     float* scores = e + query * kScoreFloats;
-    const bool has_key = exists && lane < tokens;
-    float largest = has_key ? scores[lane] : -INFINITY;
-    for (int key = lane + kLanes; exists && key < tokens; key += kLanes) {
-      largest = larger(scores[key], largest);
+    constexpr int kMine = kTokens / kLanes;  // keys of a lane
+    float mine[kMine];
+#pragma unroll
+    for (int j = 0; j < kMine; ++j) {
+      mine[j] = lane + j * kLanes < tokens ? scores[lane + j * kLanes] : -INFINITY;
     }
+    float largest = mine[0];
+#pragma unroll
+    for (int j = 1; j < kMine; ++j) largest = larger(mine[j], largest);
     for (int half = kLanes / 2; half > 0; half /= 2) {
       largest = larger(__shfl_xor_sync(~0u, largest, half, kLanes), largest);
     }
     float sum = 0.0f;
-    for (int key = lane; exists && key < tokens; key += kLanes) {
-      const float weight = exponential(scores[key] - largest);
-      scores[key] = weight;
-      sum = key == lane ? weight : sum + weight;
+#pragma unroll
+    for (int j = 0; j < kMine; ++j) {
+      const float weight = exponential(mine[j] - largest);
+      if (lane + j * kLanes >= tokens) continue;
+      scores[lane + j * kLanes] = weight;
+      sum = j == 0 ? weight : sum + weight;
     }
     for (int half = kLanes / 2; half > 0; half /= 2) {
       sum = sum + __shfl_down_sync(~0u, sum, half, kLanes);
@@ -222,12 +243,13 @@ __device__ void append_and_attend(const AppendAttentionParams& p, const float* s
   float largest = -INFINITY;
   for (int64_t s = worker; s < steps; s += kWorkers) {
     float sum = 0.0f;
-#pragma unroll 16
+    const float start = bias[s];
+#pragma unroll
     for (int d = 0; d < kHeadDim; ++d) {
       const float key = from_half(keys[s * KvCache::kStep + d * kBlockTokens + token]);
       sum = fused(staged[d * kStagedStride + token], key, sum);
     }
-    const float score = fused(sum, kAttentionScale, bias[s]);
+    const float score = fused(sum, kAttentionScale, start);
     e[s * kBlockTokens + token] = score;
     largest = larger(score, largest);
   }
@@ -260,15 +282,26 @@ __device__ void append_and_attend(const AppendAttentionParams& p, const float* s
   for (int64_t begin = 0; begin < steps; begin += kSegment) {
     const int64_t end = begin + kSegment < steps ? begin + kSegment : steps;
     float sum[kChannels] = {};
-#pragma unroll 4
-    for (int64_t s = begin; s < end; ++s) {
-      const float weight = e[s * kBlockTokens + token];
+    constexpr int kBatch = 8;  // steps whose loads are under way together
+    for (int64_t first_step = begin; first_step < end; first_step += kBatch) {
+      uint16_t batch[kBatch][kChannels];
 #pragma unroll
-      for (int c = 0; c < kChannels; ++c) {
-        const int d = worker + c * kWorkers;
-        if (d >= kHeadDim) continue;
-        const float value = from_half(values[s * KvCache::kStep + d * kBlockTokens + token]);
-        sum[c] = fused(weight, value, sum[c]);
+      for (int j = 0; j < kBatch; ++j) {
+#pragma unroll
+        for (int c = 0; c < kChannels; ++c) {
+          const int64_t s = first_step + j;
+          const int d = worker + c * kWorkers;
+          const bool needed = s < end && d < kHeadDim;
+          batch[j][c] = needed ? values[s * KvCache::kStep + d * kBlockTokens + token] : 0;
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j) {
+        const int64_t s = first_step + j;
+        if (s >= end) break;
+        const float weight = e[s * kBlockTokens + token];
+#pragma unroll
+        for (int c = 0; c < kChannels; ++c) sum[c] = fused(weight, from_half(batch[j][c]), sum[c]);
       }
     }
 #pragma unroll

@@ -202,9 +202,9 @@ __global__ void __launch_bounds__(S::kThreads)
   __align__(16) __shared__ float memory[S::kFloats];
   __shared__ typename Source::Row rows[S::kRows];
   constexpr int64_t kTilePanels = S::kColumns / kPanel;
-  const int64_t top = static_cast<int64_t>(blockIdx.y) * S::kRows;
-  const int64_t left = static_cast<int64_t>(blockIdx.x) * S::kColumns;
-  const auto panel_of = [&](int panel) { return blockIdx.x * kTilePanels + panel; };
+  const int64_t top = static_cast<int64_t>(blockIdx.x) * S::kRows;
+  const int64_t left = static_cast<int64_t>(blockIdx.y) * S::kColumns;
+  const auto panel_of = [&](int panel) { return blockIdx.y * kTilePanels + panel; };
   multiply_tile<S>(p, source, top, panel_of, memory, rows, [&](int row, int column, float value) {
     if (top + row < p.rows && left + column < p.width) sink.put(top + row, left + column, value);
   });
@@ -218,8 +218,9 @@ void launch_linear_kernel(const char* name, const LinearShape& shape, const Sour
   if (shape.rows == 0) return;
   const auto launch_shape = [&](auto tile) {
     using S = decltype(tile);
-    const dim3 grid(static_cast<unsigned>((shape.width + S::kColumns - 1) / S::kColumns),
-                    static_cast<unsigned>((shape.rows + S::kRows - 1) / S::kRows));
+    // Rows along x, of which there may be more than 2^16 tiles.
+    const dim3 grid(static_cast<unsigned>((shape.rows + S::kRows - 1) / S::kRows),
+                    static_cast<unsigned>((shape.width + S::kColumns - 1) / S::kColumns));
     launch(name, linear_kernel<S, Source, Sink>, grid, S::kThreads, 0, stream, shape, source, sink);
   };
   // Fewer of the larger tiles would leave most of a GPU's 100 and more multiprocessors idle.

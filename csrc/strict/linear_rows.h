@@ -25,19 +25,38 @@ inline __device__ float add_lanes(float sum) {
   return __shfl_sync(~0u, sum, 0, kLanes);
 }
 
+// add(element, is the first) for x[lane], x[lane + 16], .. in that order. All loads of a batch are
+// under way before the first one is waited for.
+template <typename Add>
+inline __device__ void for_elements_of_lane(const float* x, int64_t width, int lane,
+                                            const Add& add) {
+  constexpr int kBatch = 16;
+  for (int64_t begin = lane; begin < width; begin += kBatch * kLanes) {
+    float batch[kBatch];
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) {
+      batch[j] = begin + j * kLanes < width ? x[begin + j * kLanes] : 0.0f;
+    }
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) {
+      if (begin + j * kLanes < width) add(batch[j], j == 0 && begin == lane);
+    }
+  }
+}
+
 // Of a row, by half a warp: lane j of the sum is thread j. All threads of the warp call it.
 inline __device__ NormStatistics norm_statistics(const float* x,  // [width]
                                                  int64_t width, int lane) {
   const float count = static_cast<float>(width);
-  float sum = x[lane];
-  for (int64_t i = lane + kLanes; i < width; i += kLanes) sum = sum + x[i];
+  float sum = 0.0f;
+  for_elements_of_lane(x, width, lane,
+                       [&](float value, bool first) { sum = first ? value : sum + value; });
   const float mean = add_lanes(sum) / count;
-  const float first = x[lane] - mean;
-  float squares = first * first;
-  for (int64_t i = lane + kLanes; i < width; i += kLanes) {
-    const float centred = x[i] - mean;
-    squares = fused(centred, centred, squares);
-  }
+  float squares = 0.0f;
+  for_elements_of_lane(x, width, lane, [&](float value, bool first) {
+    const float centred = value - mean;
+    squares = first ? centred * centred : fused(centred, centred, squares);
+  });
   const float variance = add_lanes(squares) / count;
   return {mean, 1.0f / square_root(variance + kNormEpsilon)};
 }

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,8 @@ __all__ = [
     "LatentCoder",
     "Region",
 ]
+
+T = TypeVar("T")
 
 TILE = 64  # latents: 1024 pixels
 # Groups whose sigma is below that of this table (0.15) code nothing: P(symbol != 0) < 0.001 there.
@@ -76,7 +78,7 @@ class LatentCoder:
     Raises
     ------
     ValueError
-        If a weight overflows float16.
+        If a weight overflows float16, or there is no such device.
     RuntimeError, MemoryError
         If the GPU cannot be used or is full, see `groupedmixer_ext.engine.Engine`.
     """
@@ -88,11 +90,14 @@ class LatentCoder:
         device: str | torch.device = "cpu",
     ) -> None:
         self.device = torch.device(device)
-        if self.device.type == "cuda" and self.device.index is None:
+        if self.device.type not in ("cpu", "cuda"):
+            raise ValueError(f"device must be of type 'cpu' or 'cuda', got {str(device)!r}")
+        if self._on_gpu and self.device.index is None:
             self.device = torch.device("cuda", torch.cuda.current_device())
         self._channels = latent_codec.config.latent_channels
         self._engine = engine.Engine(
-            **engine_arguments(latent_codec, transforms), device=self.device.index
+            **engine_arguments(latent_codec, transforms),
+            device=self.device.index if self._on_gpu else None,
         )
 
     @torch.no_grad()
@@ -117,12 +122,14 @@ class LatentCoder:
             raise ValueError(f"y must be [B, M, H, W], got {list(y.shape)}")
         settings = [Settings(quality_field(quality), skip_below, tile) for quality in qualities]
         channels_last = y.detach().to(self.device).float().permute(0, 2, 3, 1).contiguous()
-        coded, y_hat, times = self._engine.encode(
-            channels_last if self._on_gpu else channels_last.numpy(),
-            settings,
-            torch.get_num_threads(),
-            stream=self._stream(),
-            out=self._on_device(channels_last.shape),
+        coded, y_hat, times = self._with_room(
+            lambda: self._engine.encode(
+                channels_last if self._on_gpu else channels_last.numpy(),
+                settings,
+                torch.get_num_threads(),
+                stream=self._stream(),
+                out=self._on_device(channels_last.shape),
+            )
         )
         stages.add(times)
         latents = _as_tensor(y_hat).permute(0, 3, 1, 2).contiguous()
@@ -153,14 +160,16 @@ class LatentCoder:
         if min(size) < 1:
             raise ValueError(f"size must be positive, got {size}")
         try:
-            y_hat, times = self._engine.decode(
-                coded,
-                size,
-                settings,
-                torch.get_num_threads(),
-                wanted,
-                stream=self._stream(),
-                out=self._on_device((len(coded), *size, self._channels)),
+            y_hat, times = self._with_room(
+                lambda: self._engine.decode(
+                    coded,
+                    size,
+                    settings,
+                    torch.get_num_threads(),
+                    wanted,
+                    stream=self._stream(),
+                    out=self._on_device((len(coded), *size, self._channels)),
+                )
             )
         except TileError as error:
             raise ArithmeticMismatchError(str(error)) from error
@@ -176,8 +185,10 @@ class LatentCoder:
     ) -> CodedLatent:
         """Pixels to streams, with the ``patch`` transforms. Raises as `encode` does."""
         settings = Settings(quality_field(quality), SKIP_BELOW, TILE)
-        coded, latent, times = self._engine.compress(
-            rgb, settings, torch.get_num_threads(), want_latent, stream=self._stream()
+        coded, latent, times = self._with_room(
+            lambda: self._engine.compress(
+                rgb, settings, torch.get_num_threads(), want_latent, stream=self._stream()
+            )
         )
         stages.add(times)
         y_hat = None
@@ -196,14 +207,16 @@ class LatentCoder:
     ) -> npt.NDArray[np.uint8]:  # [region height, region width, 3]
         """Streams to pixels of a picture of ``size`` (H, W). Raises as `decode` does."""
         try:
-            rgb, times = self._engine.decompress(
-                coded,
-                size,
-                settings,
-                torch.get_num_threads(),
-                region,
-                grey,
-                stream=self._stream(),
+            rgb, times = self._with_room(
+                lambda: self._engine.decompress(
+                    coded,
+                    size,
+                    settings,
+                    torch.get_num_threads(),
+                    region,
+                    grey,
+                    stream=self._stream(),
+                )
             )
         except TileError as error:
             raise ArithmeticMismatchError(str(error)) from error
@@ -225,6 +238,16 @@ class LatentCoder:
         """Of a GPU: `groupedmixer_ext.engine.Engine.report`. Empty on the CPU."""
         return self._engine.report()
 
+    def _with_room(self, call: Callable[[], T]) -> T:
+        """The result of a call, for which PyTorch gives back what it keeps of the GPU's memory."""
+        try:
+            return call()
+        except MemoryError:
+            if not self._on_gpu:
+                raise
+        torch.cuda.empty_cache()
+        return call()
+
     @property
     def _on_gpu(self) -> bool:
         return self.device.type == "cuda"
@@ -234,7 +257,9 @@ class LatentCoder:
 
     def _on_device(self, shape: Sequence[int]) -> Tensor | None:
         """A latent for the engine to write to, where it would make one on the wrong side."""
-        return torch.empty(tuple(shape), device=self.device) if self._on_gpu else None
+        if not self._on_gpu:
+            return None
+        return torch.empty(tuple(shape), dtype=torch.float32, device=self.device)
 
 
 def _as_tensor(array: Tensor | npt.NDArray[np.float32]) -> Tensor:

@@ -371,6 +371,11 @@ void test_device_errors() {
   Random random(10);
   const Settings settings{500, 1, 64, 1};
   check_latent(engines, random, 2, 2, settings, false);
+  cuda_host::spoil_next_capture();
+  const Coded coded = engines.encode_gpu(noise(random, 24, 1.0f), 2, 2, settings);
+  CHECK(engines.gpu.report().graph_nodes == 0);  // it did without
+  engines.decode_gpu(views(coded.latent), 2, 2, settings);
+  CHECK(engines.gpu.report().graph_nodes > 0);
   const std::vector<float> y = noise(random, static_cast<int64_t>(engines.plane(8, 8)), 1.0f);
   cuda_host::fail_next_allocation_above(4096);
   CHECK(error_of([&] {

@@ -17,6 +17,9 @@ void fail_next_allocation_above(std::size_t bytes);
 // The next launch of a kernel, captured or not, fails with `error`.
 void fail_next_launch(cudaError_t error);
 
+// The next capture turns out to be spoilt when it ends, as by another thread.
+void spoil_next_capture();
+
 // What is said for want of a device, cudaErrorNoDevice or cudaErrorInsufficientDriver (no driver
 // at all), until it is there again (cudaSuccess).
 void set_missing_device(cudaError_t error);

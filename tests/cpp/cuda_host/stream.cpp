@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "injection.h"
 #include "runtime.h"
 
 using cuda_host::fail;
@@ -44,6 +45,7 @@ namespace {
 thread_local std::vector<cudaStream_t> restricting_captures;
 
 std::atomic<int> blocking_captures{0};  // of streams that the null stream would have to wait for
+std::atomic<bool> spoiling_capture{false};
 
 bool capturing(cudaStream_t stream) {
   return stream != nullptr && stream->status != cudaStreamCaptureStatusNone;
@@ -73,6 +75,8 @@ cudaError_t check_null_stream(cudaStream_t stream) {
 }
 
 }  // namespace
+
+void cuda_host::spoil_next_capture() { spoiling_capture = true; }
 
 cudaError_t cuda_host::check_no_capture(const char* call) {
   if (restricting_captures.empty()) return cudaSuccess;
@@ -141,7 +145,8 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   if (!relaxed && stream->capturer != std::this_thread::get_id()) {
     return fail(cudaErrorStreamCaptureWrongThread, "another thread began the capture");
   }
-  const bool valid = stream->status == cudaStreamCaptureStatusActive;
+  const bool spoilt = spoiling_capture.exchange(false);
+  const bool valid = stream->status == cudaStreamCaptureStatusActive && !spoilt;
   if (valid) *graph = new CUgraph_st{std::move(stream->captured)};
   stop_capturing(stream);
   if (valid) return cudaSuccess;
