@@ -3,25 +3,28 @@
 
 from __future__ import annotations
 
-import time
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from _compressai_peers import make_peer
+from _device import elapsed_ms, on_gpu
 from _eager import (
-    EagerCached,
     EagerUncached,
     Inputs,
     Variant,
     check_against_training_form,
+    make_cached,
     prepare,
     tune,
 )
 from _models import Subject, to_tensor
 
+from groupedmixer import GroupedMixer
 from groupedmixer.images import Picture
 
 __all__ = ["PEERS", "Contender", "interpolated_sum", "make_contenders"]
@@ -44,6 +47,9 @@ class Contender:
     decode: list[Call]
     repeats: int
     facts: dict[str, Any] = field(default_factory=dict)  # go into every run of the JSON
+    warm_ups: int = 1  # calls that are not counted
+    # Facts of a direction, asked for after its calls.
+    report: Callable[[str], dict[str, Any]] = lambda direction: {}
 
 
 def make_contenders(
@@ -55,8 +61,9 @@ def make_contenders(
     skip_below: int,
     repeats: int,
     with_compile: bool,
+    device: str = "cpu",
 ) -> list[Contender]:
-    """The peers of these names, in this order.
+    """The peers of these names, in this order, on a device.
 
     Parameters
     ----------
@@ -70,16 +77,18 @@ def make_contenders(
     ValueError
         If a peer does not give what it should.
     """
-    x = to_tensor(picture)
-    tiles: list[Inputs] = []
+    x = to_tensor(picture).to(device)
+    model, tiles = subject.model, list[Inputs]()
     if any(name.startswith("eager-") for name in names):
-        tiles = prepare(subject.model, x, quality, tile)
+        if device != "cpu":
+            model = copy.deepcopy(model).to(device)
+        tiles = prepare(model, x, quality, tile)
     made = []
     for name in names:
         if name == "eager-cached":
-            made.append(_cached(subject, tiles, quality, skip_below, repeats, with_compile))
+            made.append(_cached(model, tiles, quality, skip_below, repeats, with_compile))
         elif name == "eager-uncached":
-            made.append(_uncached(subject, tiles, quality, skip_below, repeats))
+            made.append(_uncached(model, tiles, quality, skip_below, repeats))
         else:
             peer, rates = make_peer(name, x)
             facts = {"config": peer.variant, "variant": peer.variant, **rates}
@@ -89,41 +98,38 @@ def make_contenders(
     return made
 
 
-def _entropy_model(work: Callable[[], object]) -> Call:
+def _entropy_model(work: Callable[[], object], device: torch.device) -> Call:
     """The call that times ``work`` as one stage."""
-
-    def call() -> dict[str, float]:
-        start = time.perf_counter()
-        work()
-        return {"entropy_model": 1e3 * (time.perf_counter() - start)}
-
-    return call
+    return lambda: {"entropy_model": elapsed_ms(work, device)}
 
 
 def _cached(
-    subject: Subject,
+    model: GroupedMixer,
     tiles: list[Inputs],
     quality: float,
     skip_below: int,
     repeats: int,
     with_compile: bool,
 ) -> Contender:
-    context = subject.model.latent_codec.context
-    thresholds = subject.model.latent_codec.thresholds
+    context, thresholds = model.latent_codec.context, model.latent_codec.thresholds
     # Tuned on the first tile, which is the largest; the others may be cut by the picture's edge.
-    tuned, tried = tune(context, thresholds, skip_below, tiles[0], with_compile)
-    coders = {(tiles[0].h, tiles[0].w): tuned}
+    tuned = tune(context, thresholds, skip_below, tiles[0], with_compile)
+    variant = tuned.coder.variant
+    coders = {(tiles[0].h, tiles[0].w): tuned.coder}
     symbols, errors = [], []
     for inputs in tiles:
         size = (inputs.h, inputs.w)
         if size not in coders:
-            coders[size] = EagerCached(context, thresholds, skip_below, *size, tuned.variant)
+            coders[size] = make_cached(context, thresholds, skip_below, *size, variant)
         coded = coders[size].code(inputs, inputs.y)
         errors.append(
-            check_against_training_form(context, inputs, coded.y_hat, coded.means, quality)
+            check_against_training_form(
+                context, inputs, coded.y_hat, coded.means, quality, variant.precision
+            )
         )
         decoded = coders[size].code(inputs, coded.symbols)
-        if not torch.allclose(decoded.y_hat, coded.y_hat, atol=1e-4):
+        slack = 1e-4 if variant.precision == "float32" else 1e-2
+        if not torch.allclose(decoded.y_hat, coded.y_hat, atol=slack):
             raise ValueError("eager-cached does not decode what it encoded")
         symbols.append(coded.symbols)
 
@@ -135,32 +141,34 @@ def _cached(
         for inputs, given in zip(tiles, symbols, strict=True):
             coders[inputs.h, inputs.w].code(inputs, given)
 
-    facts = {
+    facts: dict[str, Any] = {
         "config": context.config.name,
-        "variant": str(tuned.variant),
-        "tried_ms": tried,  # best of two encodes of the first tile, in this run
+        "variant": str(variant),
+        "tried_ms": tuned.tried,  # best of two encodes of the first tile, in this run
         "error_of_means": max(errors),  # relative to 1 + |mean|
     }
-    return Contender(
-        "eager-cached", [_entropy_model(encode)], [_entropy_model(decode)], repeats, facts
-    )
+    if tuned.failed:
+        facts["failed"] = tuned.failed
+    device = context.start.device
+    calls = [_entropy_model(work, device) for work in (encode, decode)]
+    return Contender("eager-cached", calls[:1], calls[1:], repeats, facts)
 
 
 def _uncached(
-    subject: Subject, tiles: list[Inputs], quality: float, skip_below: int, repeats: int
+    model: GroupedMixer, tiles: list[Inputs], quality: float, skip_below: int, repeats: int
 ) -> Contender:
-    """Times some steps and interpolates the others: all of them would take minutes."""
-    context = subject.model.latent_codec.context
-    thresholds = subject.model.latent_codec.thresholds
-    groups = context.config.num_groups
-    count = min(_UNCACHED_STEPS, groups)
+    """Times some steps on the CPU and interpolates the others: all of them would take minutes."""
+    context, thresholds = model.latent_codec.context, model.latent_codec.thresholds
+    device, groups = context.start.device, context.config.num_groups
+    precision = "tf32" if on_gpu(device) else "float32"
+    count = groups if on_gpu(device) else min(_UNCACHED_STEPS, groups)
     steps = [round(i * (groups - 1) / max(count - 1, 1)) for i in range(count)]
     work, errors = [], []
     for inputs in tiles:
         size = (inputs.h, inputs.w)
-        coder = EagerUncached(context, thresholds, skip_below, *size)
+        coder = EagerUncached(context, thresholds, skip_below, *size, precision)
         # What the timed steps start from is decoded with a cache, and then compared.
-        cached = EagerCached(context, thresholds, skip_below, *size, Variant("cells-plain", "sum"))
+        cached = make_cached(context, thresholds, skip_below, *size, Variant("cells-plain", "sum"))
         coded = cached.code(inputs, inputs.y)
         means = torch.stack(
             [
@@ -170,7 +178,9 @@ def _uncached(
                 for step in range(groups)
             ]
         )
-        errors.append(check_against_training_form(context, inputs, coded.y_hat, means, quality))
+        errors.append(
+            check_against_training_form(context, inputs, coded.y_hat, means, quality, precision)
+        )
         work.append((coder, inputs, coded))
 
     def timed(encoding: bool) -> Call:
@@ -180,15 +190,15 @@ def _uncached(
                 targets = inputs.y if encoding else coded.symbols
                 found = []
                 for step in steps:
-                    start = time.perf_counter()
-                    coder.step(step, inputs, coded.y_hat, targets[step])
-                    found.append(1e3 * (time.perf_counter() - start))
+                    one = partial(coder.step, step, inputs, coded.y_hat, targets[step])
+                    found.append(elapsed_ms(one, device))
                 total += interpolated_sum(steps, found)
             return {"entropy_model": total}
 
         return call
 
-    facts: dict[str, Any] = {"config": context.config.name, "variant": "no cache"}
+    variant = f"no cache, {precision}" if on_gpu(device) else "no cache"
+    facts: dict[str, Any] = {"config": context.config.name, "variant": variant}
     facts |= {"error_of_means": max(errors)}
     if count < groups:
         facts |= {"interpolated_from_steps": steps, "steps": groups}

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 import groupedmixer_ext
-from groupedmixer_ext import ops
+from groupedmixer_ext import _build_info, ops
 
 __all__ = [
     "POOLS_SLEEP",
@@ -42,7 +42,7 @@ def environment(device: str) -> dict[str, object]:
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }
     if device == "cuda":
-        facts["gpu"] = torch.cuda.get_device_name()
+        facts |= _gpu_facts()
     return facts
 
 
@@ -90,6 +90,19 @@ def peak_memory_mib() -> float:
     status = Path("/proc/self/status").read_text()
     fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
     return int(fields["VmHWM"].split()[0]) / 1024
+
+
+def _gpu_facts() -> dict[str, object]:
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return {
+        "gpu": properties.name,
+        "gpu_capability": f"{properties.major}.{properties.minor}",
+        "gpu_multiprocessors": properties.multi_processor_count,
+        "gpu_memory_mib": properties.total_memory / 2**20,
+        "torch_cuda": torch.version.cuda,
+        "built_cuda": _build_info.CUDA,
+        "built_archs": " ".join(_build_info.CUDA_ARCHS),
+    }
 
 
 def _cpu_name() -> str:

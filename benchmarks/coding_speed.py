@@ -5,6 +5,7 @@
     python benchmarks/coding_speed.py --config base --threads 1 --repeats 20
     python benchmarks/coding_speed.py --images folder/ --json out.json
     python benchmarks/coding_speed.py --config base --peers    # beside other systems, minutes
+    python benchmarks/coding_speed.py --config base --device cuda --peers --json gpu.json
 
 Before anything is timed, the picture is coded, decoded and compared with the encoder's latent. The
 first call of each direction is a warm-up and not counted. Stages are measured inside the very call
@@ -20,11 +21,21 @@ Peers, each verified before it is timed, and timed in turns with ours (A B A B):
 
 The eager peers report the entropy model alone, without rANS; CompressAI's have random weights
 calibrated like ours, and "entropy" for all that is not the transform.
+
+On a GPU, the stages of ours that the engine codes are measured by events inside of its CUDA graph
+(rANS is part of entropy_model there), the others and all totals by the clock, after waiting for the
+GPU. Figures are of warm calls, which replay a graph: that the last one did is checked. Beside them
+stand the first call of a size (kernels are launched one by one) and the second (the graph is
+recorded), the graph's nodes, the engine's scratch memory, and what the whole process takes of the
+GPU's memory after our calls and before the peers'. Eager peers are timed by events, eager-cached
+also with TF32, with bfloat16 and as one CUDA graph; CompressAI's networks run on the GPU and its
+rANS on the CPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import statistics
 import sys
@@ -37,6 +48,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _device import DeviceStages, engine_report, require_gpu, synchronize, used_mib
 from _models import Subject, make_subject
 from _peers import PEERS, Contender, make_contenders
 from _pictures import PHOTO, photo
@@ -55,7 +67,10 @@ def main() -> int:
     args = _arguments()
     if args.threads is not None:
         torch.set_num_threads(args.threads)
+    if args.device == "cuda":
+        require_gpu()
     pictures = _pictures(args)
+    used_before = used_mib() if args.device == "cuda" else None
     subject = make_subject(get_config(args.config), pictures[0][1], args.device, args.random)
     codec = subject.codec
 
@@ -65,11 +80,15 @@ def main() -> int:
     print(f"config={args.config} ({weights})  quality={args.quality}  device={args.device}")
     runs: list[dict[str, Any]] = []
     for (height, width), group in _by_size(pictures).items():
+        cold = {} if used_before is None else _cold(codec, group[0][1], args.quality)
         checks = [_check(codec, name, picture, args.quality) for name, picture in group]
         rates = _mean(checks)
         if subject.random and not 0.5 <= rates["bits_per_symbol"] <= 2:
             sys.exit(f"the random weights are miscalibrated: {rates['bits_per_symbol']:.2f} bits")
-        contenders = [_ours(codec, [picture for _, picture in group], args, rates)]
+        ours = _ours(codec, [picture for _, picture in group], args, rates)
+        if used_before is not None:
+            ours = _on_gpu(ours, codec, {"gpu_used_mib": used_mib() - used_before}, cold)
+        contenders = [ours]
         if args.peers:
             contenders += _peers(subject, group[0][1], args)
         common = {
@@ -117,8 +136,8 @@ def _arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.peers is not None:
         args.peers = args.peers or list(PEERS)
-        if args.images is not None or args.device != "cpu":
-            parser.error("--peers needs one picture and the CPU: no --images, no --device cuda")
+        if args.images is not None:
+            parser.error("--peers needs one picture: no --images")
     for name in ("height", "width", "repeats", "threads"):
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -158,7 +177,9 @@ def _check(codec: Codec, name: str, picture: Picture, quality: float) -> dict[st
         sys.exit(f"{name}: round trip failed, {decoded.size} came back")
     error = (np.asarray(decoded.convert("RGB"), np.float64) - picture.rgb) ** 2
     coded = codec.encode_latent(picture, quality)
-    file = container.parse(data)
+    # Its own streams: PyTorch's transforms on a GPU need not give the same latent twice.
+    tiles = tuple(container.Tile(tile.stream, tile.checksum) for tile in coded.tiles)
+    file = dataclasses.replace(container.parse(data), tiles=tiles)
     if not torch.equal(codec.decode_latent(file), coded.y_hat):
         sys.exit(f"{name}: the decoded latent is not the encoder's")
     return {
@@ -172,14 +193,63 @@ def _check(codec: Codec, name: str, picture: Picture, quality: float) -> dict[st
     }
 
 
+def _cold(codec: Codec, picture: Picture, quality: float) -> dict[str, dict[str, float]]:
+    """Milliseconds of the first two calls of each direction at a size, with nothing before them."""
+    data = b""
+
+    def encode() -> None:
+        nonlocal data
+        data = codec.compress(picture, quality)
+
+    calls: dict[str, Callable[[], object]] = {
+        "encode": encode,
+        "decode": lambda: codec.decompress(data),
+    }
+    found: dict[str, dict[str, float]] = {}
+    for direction, call in calls.items():
+        found[direction] = {}
+        for which in ("first", "second"):
+            synchronize(codec.device)
+            start = time.perf_counter()
+            call()
+            found[direction][f"{which}_call_ms"] = 1e3 * (time.perf_counter() - start)
+    return found
+
+
+def _on_gpu(
+    ours: Contender, codec: Codec, facts: dict[str, float], cold: dict[str, dict[str, float]]
+) -> Contender:
+    """Ours with what an engine on a GPU has to tell."""
+
+    def report(direction: str) -> dict[str, Any]:
+        told = engine_report(codec)
+        if not told["graph_nodes"]:
+            sys.exit(f"{direction}: the calls that were timed did not replay a CUDA graph")
+        return {
+            **facts,
+            **cold[direction],
+            **told,
+            # of all the call's nodes, those of the transforms and of further tiles included
+            "graph_nodes_per_group": told["graph_nodes"] / codec.config.num_groups,
+        }
+
+    # A size's first call launches kernels, its second records the graph, its third is the first
+    # that replays it; memory that grew for another size sends all sizes back to the start.
+    return dataclasses.replace(ours, warm_ups=4, report=report)
+
+
 def _ours(
     codec: Codec, pictures: list[Picture], args: argparse.Namespace, rates: dict[str, float]
 ) -> Contender:
+    make_stages = DeviceStages if args.device == "cuda" else Stages
+
     def encode(picture: Picture) -> dict[str, float]:
-        return _by_stage(lambda stages: codec.compress(picture, args.quality, stages=stages))
+        return _by_stage(
+            lambda stages: codec.compress(picture, args.quality, stages=stages), make_stages()
+        )
 
     def decode(data: bytes) -> dict[str, float]:
-        return _by_stage(lambda stages: codec.decompress(data, stages=stages))
+        return _by_stage(lambda stages: codec.decompress(data, stages=stages), make_stages())
 
     files = [codec.compress(picture, args.quality) for picture in pictures]
     return Contender(
@@ -191,8 +261,7 @@ def _ours(
     )
 
 
-def _by_stage(call: Callable[[Stages], object]) -> dict[str, float]:
-    stages = Stages()
+def _by_stage(call: Callable[[Stages], object], stages: Stages) -> dict[str, float]:
     start = time.perf_counter()
     call(stages)
     total = time.perf_counter() - start
@@ -212,6 +281,7 @@ def _peers(subject: Subject, picture: Picture, args: argparse.Namespace) -> list
             header.skip_below,
             args.repeats,
             not args.no_compile,
+            args.device,
         )
     except ValueError as error:
         sys.exit(f"a peer is wrong, nothing was timed: {error}")
@@ -222,8 +292,9 @@ def _time(contenders: list[Contender]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for direction in DIRECTIONS:
         calls = {c.system: c.encode if direction == "encode" else c.decode for c in contenders}
-        for warm_up, *_ in calls.values():
-            warm_up()
+        for contender in contenders:
+            for _ in range(contender.warm_ups):
+                calls[contender.system][0]()
         # The process holds all contenders, so its memory tells of one only if it is alone.
         measures_memory = len(contenders) == 1 and reset_peak_memory()
         samples: dict[str, dict[str, list[float]]] = {
@@ -238,11 +309,13 @@ def _time(contenders: list[Contender]) -> list[dict[str, Any]]:
                     for stage, value in call().items():
                         samples[contender.system][stage].append(value)
         peak = peak_memory_mib() if measures_memory else None
+        reports = {c.system: c.report(direction) for c in contenders}
         found += [
             {
                 "system": contender.system,
                 "config": contender.system,
                 **contender.facts,
+                **reports[contender.system],
                 "direction": direction,
                 "stage": stage,
                 "median_ms": statistics.median(values),
@@ -284,6 +357,14 @@ def _print(runs: list[dict[str, Any]]) -> None:
         memory = "unknown" if peak is None else f"{peak:.0f} MiB"
         rate = megapixels / (total["median_ms"] / 1e3)
         print(f"{direction}: {rate:.2f} MP/s, peak memory {memory} (whole process)")
+        if "graph_nodes" in total:
+            print(
+                f"    first call {total['first_call_ms']:.1f} ms, second "
+                f"{total['second_call_ms']:.1f} ms; CUDA graph of {total['graph_nodes']} nodes, "
+                f"{total['graph_nodes_per_group']:.1f} a group; scratch "
+                f"{total['scratch_bytes'] / 2**20:.0f} MiB, the process "
+                f"{total['gpu_used_mib']:.0f} MiB of the GPU"
+            )
 
 
 def _print_peers(runs: list[dict[str, Any]]) -> None:
@@ -321,9 +402,9 @@ def _described(run: dict[str, Any]) -> str:
         parts.append(f"INTERPOLATED over {run['steps']} steps from steps {steps}")
     if "bpp" in run:
         parts.append(f"{run['bpp']:.2f} bpp, {run['bits_per_symbol']:.2f} bits a symbol, verified")
-    for variant, milliseconds in run.get("tried_ms", {}).items():
-        parts.append(f"\n    {milliseconds:9.2f} ms  {variant}")
-    return "; ".join(parts[:3]) + "".join(parts[3:])
+    tried = [f"{ms:9.2f} ms  {variant}" for variant, ms in run.get("tried_ms", {}).items()]
+    failed = [f"   failed     {name}: {error}" for name, error in run.get("failed", {}).items()]
+    return "\n    ".join(["; ".join(parts), *tried, *failed])
 
 
 if __name__ == "__main__":

@@ -236,7 +236,7 @@ def test_coding_speed_on_a_gpu_writes_what_tools_read(
         assert measured["graph_nodes"] == 99
         assert measured["graph_nodes_per_group"] == 99 / 8
         assert measured["scratch_bytes"] == 5 << 20
-        assert measured["gpu_memory_mib"] == 0
+        assert measured["gpu_used_mib"] == 0
     (cached,) = {run["variant"]: run for run in runs if run["system"] == "eager-cached"}.values()
     tried = cached["tried_ms"]
     assert cached["variant"] in tried
