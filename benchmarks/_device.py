@@ -75,7 +75,7 @@ class DeviceStages(Stages):
 
 def engine_report(codec: Codec) -> dict[str, int]:
     """`groupedmixer_ext.engine.Engine.report` of a codec's last call."""
-    return codec._coder.report()
+    return codec.report()
 
 
 def used_mib() -> float:

@@ -120,7 +120,8 @@ PYBIND11_MODULE(_engine_cuda, m) {
   py::register_local_exception_translator(translate);
   Coders::bind(m);
   py::class_<DeviceEngine>(m, "DeviceEngine")
-      .def(py::init<std::shared_ptr<Coders>, int>(), py::arg("coders"), py::arg("device"))
+      .def(py::init<std::shared_ptr<Coders>, int>(), py::arg("coders").none(false),
+           py::arg("device"))
       .def("encode", &DeviceEngine::encode, py::arg("y"), py::arg("height"), py::arg("width"),
            py::arg("settings"), py::arg("y_hat"), py::arg("stream"))
       .def("decode", &DeviceEngine::decode, py::arg("tiles"), py::arg("height"), py::arg("width"),

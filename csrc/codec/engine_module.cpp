@@ -119,7 +119,7 @@ PYBIND11_MODULE(_engine, m) {
 
   Coders::bind(m);
   py::class_<Engine>(m, "Engine")
-      .def(py::init<std::shared_ptr<Coders>>(), py::arg("coders"))
+      .def(py::init<std::shared_ptr<Coders>>(), py::arg("coders").none(false))
       .def("encode", &Engine::encode, py::arg("y").noconvert(), py::arg("settings"),
            py::arg("threads"))
       .def("decode", &Engine::decode, py::arg("tiles"), py::arg("height"), py::arg("width"),

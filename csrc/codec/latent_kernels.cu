@@ -9,11 +9,6 @@ namespace {
 
 constexpr int kThreads = 256;
 
-__device__ int64_t first_element() {
-  return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-}
-__device__ int64_t element_stride() { return static_cast<int64_t>(gridDim.x) * blockDim.x; }
-
 __global__ void scale_channels_kernel(ScaleChannelsParams p) {
   const int64_t count = p.positions * p.channels;
   for (int64_t i = first_element(); i < count; i += element_stride()) {

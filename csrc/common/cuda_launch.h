@@ -42,6 +42,12 @@ inline unsigned int grid_size(int64_t count, int block_size) {
   return static_cast<unsigned int>(blocks < kMaxBlocks ? blocks : kMaxBlocks);
 }
 
+// A thread's part of that loop: for (i = first_element(); i < count; i += element_stride()).
+inline __device__ int64_t first_element() {
+  return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+}
+inline __device__ int64_t element_stride() { return static_cast<int64_t>(gridDim.x) * blockDim.x; }
+
 // Lets a kernel have more dynamic shared memory than the usual 48 KiB. Always all that the device
 // has, once: launches of other threads may need another size of the same kernel.
 template <typename... Parameters>

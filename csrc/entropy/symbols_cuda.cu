@@ -11,11 +11,6 @@ namespace {
 
 constexpr int kThreads = 256;
 
-__device__ int64_t first_element() {
-  return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-}
-__device__ int64_t element_stride() { return static_cast<int64_t>(gridDim.x) * blockDim.x; }
-
 __device__ uint32_t bit_if_non_finite(float x, uint32_t bit) {
   constexpr uint32_t kExponent = 0x7f800000u;
   return (__float_as_uint(x) & kExponent) == kExponent ? bit : 0u;

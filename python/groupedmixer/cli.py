@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The command line: `groupedmixer compress | decompress | info`.
+"""The command line: `groupedmixer compress | decompress | info | train`.
 
 READ ME FIRST
 - torch and Pillow are imported where they are needed: --help, --version and info start at once.
@@ -28,6 +28,7 @@ from .errors import GmxError
 from .image_formats import OUTPUT_FORMATS, OutputFormat, encode_image, format_of_suffix
 from .limits import MAX_PIXELS
 from .output_files import Job, Plan, PlanError, check_target, plan_outputs, write_atomically
+from .training.command import add_train_options, settings_of
 
 if TYPE_CHECKING:
     from .codec import Codec
@@ -70,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_compress(commands)
     _add_decompress(commands)
     _add_info(commands)
+    _add_train(commands)
     return parser
 
 
@@ -124,6 +126,12 @@ def _add_info(commands: Any) -> None:
     parser.add_argument("paths", nargs="+", metavar="IN.gmx")
     parser.add_argument("--json", action="store_true", help='print {"files": [...]}')
     parser.set_defaults(command=_info)
+
+
+def _add_train(commands: Any) -> None:
+    parser = commands.add_parser("train", help="pictures to weights; needs groupedmixer[train]")
+    add_train_options(parser)
+    parser.set_defaults(command=_train, parser=parser)
 
 
 def _add_coding_options(parser: argparse.ArgumentParser) -> None:
@@ -213,6 +221,21 @@ def _info(args: argparse.Namespace) -> int:
         for facts in files:
             print(_facts_text(facts))
     return 1 if failed else 0
+
+
+def _train(args: argparse.Namespace) -> int:
+    try:
+        settings = settings_of(args)
+    except (OSError, ValueError) as error:
+        raise PlanError(str(error)) from error
+    try:
+        from .training.loop import train
+
+        train(settings)
+    except (*_EXPECTED, ImportError, ValueError, FloatingPointError) as error:
+        print(_failure("training", error), file=sys.stderr)
+        return 1
+    return 0
 
 
 def _is_gmx(path: str) -> bool:

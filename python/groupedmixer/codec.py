@@ -210,6 +210,10 @@ class Codec:
         with _out_of_memory_is_one_error():
             return self._decode_tiles(file, grid, None, stages)
 
+    def report(self) -> dict[str, int]:
+        """What the engine of a GPU did last: `groupedmixer_ext.engine.Engine.report`."""
+        return self._coder.report()
+
     def _check(self, file: GmxFile) -> TileGrid:
         """Its tiles, if the file can be decoded here."""
         header = file.header

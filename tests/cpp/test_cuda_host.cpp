@@ -415,16 +415,23 @@ void test_injections() {
   CHECK(cudaMalloc(&memory, 101) == cudaSuccess && cudaFree(memory) == cudaSuccess);
 
   int sum = 1;
-  cuda_host::fail_next_launch(cudaErrorNoKernelImageForDevice);
-  std::string message;
-  try {
-    launch_scale_and_add(1, 1, &sum, nullptr);
-  } catch (const std::runtime_error& error) {
-    message = error.what();
-  }
-  CHECK(message ==
-        "scale_and_add_kernel: no kernel image is available for execution on the device");
+  const auto message = [&] {
+    try {
+      launch_scale_and_add(1, 1, &sum, nullptr);
+    } catch (const std::runtime_error& error) {
+      return std::string(error.what());
+    }
+    return std::string();
+  };
+  cuda_host::fail_next_launch(cudaErrorLaunchFailure);
+  CHECK(message() == "scale_and_add_kernel: a test lets this launch fail");
+  CHECK(cudaGetLastError() == cudaErrorLaunchFailure && sum == 1);
+  cuda_host::set_missing_code(true);
+  CHECK(message() ==
+        "scale_and_add_kernel: no kernel image is available for execution on the device "
+        "(groupedmixer was not built for this GPU: set TORCH_CUDA_ARCH_LIST)");
   CHECK(cudaGetLastError() == cudaErrorNoKernelImageForDevice && sum == 1);
+  cuda_host::set_missing_code(false);
   launch_scale_and_add(1, 1, &sum, nullptr);
   CHECK(sum == 2);
 

@@ -1,2 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""Training of GroupedMixer models: data, loss, loop. ``python -m groupedmixer.training --help``."""
+"""Training of GroupedMixer models, as ``groupedmixer train`` does it; docs/training.md tells how.
+
+.. code-block:: none
+
+    Settings --> train() --.--> data: crops of folders and tar files
+                           |--> TrainedModel (training form, or coding form at the end) --> loss
+                           |--> optimizer, schedule, moving average
+                           |--> checkpoint, validation, report
+                           '--> weights file
+
+Needs ``pip install groupedmixer[train]``; names are imported from their modules, so that the
+command line can describe its options without torch.
+"""

@@ -1,183 +1,361 @@
 # SPDX-License-Identifier: MIT
-"""The training loop: one model for all rates, a schedule that ends when the time is up."""
+"""The training loop: one model for all rates, a schedule that ends when the time is up.
+
+READ ME FIRST
+- Every random number of a step follows from the seed, the process and the step. A run by steps that
+  is killed and resumed therefore ends with the same weights as one that was not.
+- All processes must take the same branches: time is the first process's, norms are those of
+  averaged gradients.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import math
+import sys
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..config import LAMBDAS
+from ..config import LAMBDAS, get_config
+from ..container import QUALITY_STEPS
+from ..export import Weights, export_weights, save_weights
 from ..model import GroupedMixer
-from .data import CropSampler
+from ..output_files import check_target
+from ..zoo import load_model
+from .checkpoint import Position, load_checkpoint, save_checkpoint
+from .data import CropSequence, crop_loader, find_pictures, is_small
+from .loss import rate_distortion_loss
+from .optimization import initialise_entropy_model, make_average, make_optimizer
+from .report import Report
+from .schedule import done_fraction, learning_rate_scale
+from .settings import SMALLEST_MS_SSIM_SIDE, Settings
+from .trained_model import TrainedModel, refresh_medians
+from .validation import validate
 
-__all__ = ["Settings", "initialise_entropy_model", "train"]
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+__all__ = ["train"]
+
+# Steps before the running mean of the gradient norm says enough to clip by it.
+_UNCLIPPED = 20
+
+# Gradients in a row that are not finite, after which a run is lost.
+_PATIENCE = 100
+
+# Problems with data that are printed one by one.
+_SHOWN = 20
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What a run is made of."""
+def train(settings: Settings) -> Weights:
+    """Trains a model and writes the moving average of its weights to ``settings.output``.
 
-    minutes: float  # wall time; the learning-rate schedule is spread over it
-    learning_rate: float = 1e-3
-    linear_rate: float = 0.1  # of the learning rate, for the linear block transforms
-    weight_decay: float = 0.01
-    warmup: float = 0.02  # fraction of the time
-    clip: float = 2.0  # bound on the gradient norm, in units of its running mean
-    ema: float = 0.999
-    bfloat16: bool = False  # autocast; slower than float32 on CPUs without matrix units for it
-    log_every: int = 50
-    checkpoint: Path | None = None  # written every 3 minutes, read back when it exists
+    Under a launcher such as torchrun every process calls it, and the first one writes.
 
-
-def rate_distortion_loss(
-    x: Tensor,  # [B, 3, H, W]
-    out: dict[str, object],
-    quality: Tensor,  # [B]
-) -> tuple[Tensor, Tensor, Tensor]:  # loss, bpp [B], mse [B] on 0..255
-    """Mean over pictures of (bpp + lambda * MSE) / sqrt(lambda).
-
-    Along a curve of constant slope both terms grow like sqrt(lambda), so the division makes every
-    level count alike.
+    Raises
+    ------
+    ImportError
+        If Lightning Fabric or, where it is asked for, TensorBoard is not installed.
+    FileExistsError
+        If the output exists, or the checkpoint does and the settings do not say to resume.
+    OSError
+        If a file cannot be read or written.
+    ValueError
+        If data, weights or checkpoint do not fit the settings.
+    FloatingPointError
+        If 100 gradients in a row are not finite.
     """
-    likelihoods = out["likelihoods"]
-    x_hat = out["x_hat"]
-    assert isinstance(likelihoods, dict) and isinstance(x_hat, Tensor)
-    pixels = x.shape[-2] * x.shape[-1]
-    bits = torch.stack([-torch.log2(p.float()).flatten(1).sum(1) for p in likelihoods.values()])
-    bpp = bits.sum(0) / pixels
-    mse = ((x - x_hat.float()) ** 2).flatten(1).mean(1) * 255**2
-    log_lambda = torch.tensor(LAMBDAS, device=x.device).log()
-    lower = quality.floor().clamp(max=len(LAMBDAS) - 2).long()
-    lagrange = torch.lerp(log_lambda[lower], log_lambda[lower + 1], quality - lower).exp()
-    loss = ((bpp + lagrange * mse) / lagrange.sqrt()).mean()
-    return loss, bpp, mse
-
-
-@torch.no_grad()
-def initialise_entropy_model(
-    model: GroupedMixer,
-    x: Tensor,  # [B, 3, H, W] a few pictures
-) -> None:
-    """Starts the head at the mean and log deviation that each channel of the latent has.
-
-    A head that starts at one scale for all needs hundreds of steps to find the spectrum of a
-    block transform, which spans three orders of magnitude.
-    """
-    context = model.latent_codec.context
-    y = model.g_a(model.pad(x)) * model.latent_codec.gain.mean(0)[:, None, None]
-    channels = y.transpose(0, 1).flatten(1)  # [M, positions]
-    mean = channels.mean(1).reshape(context.config.slices, -1)
-    log_sigma = channels.std(1).clamp(min=0.15).log().reshape(context.config.slices, -1)
-    context.head_bias.copy_(torch.cat([mean, log_sigma], dim=1))
-
-
-def parameter_groups(model: GroupedMixer, settings: Settings) -> list[dict[str, object]]:
-    """Weight decay for matrices only; the linear block transforms learn slowly."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if name.endswith("quantiles"):
-            continue  # set by bisection when tables are built
-        linear = name.startswith(("g_a.linear.", "g_s.linear."))
-        rate = settings.learning_rate * (settings.linear_rate if linear else 1.0)
-        matrix = parameter.ndim >= 2 and "bottleneck" not in name and "gain" not in name
-        decay = settings.weight_decay if matrix and not linear else 0.0
-        groups.setdefault((rate, decay), []).append(parameter)
-    return [
-        {"params": parameters, "lr": rate, "initial_lr": rate, "weight_decay": decay}
-        for (rate, decay), parameters in groups.items()
-    ]
-
-
-def train(model: GroupedMixer, data: CropSampler, settings: Settings) -> GroupedMixer:
-    """Trains ``model`` for the given minutes and returns its moving average.
-
-    A run that was cut off goes on from ``settings.checkpoint`` with the time it had left.
-    """
-    average = torch.optim.swa_utils.AveragedModel(
-        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(settings.ema)
-    )
-    optimizer = torch.optim.AdamW(parameter_groups(model, settings), betas=(0.9, 0.98))
-    step, elapsed, saved_at, mean_norm = 0, 0.0, 0.0, 0.0
-    if settings.checkpoint is not None and settings.checkpoint.exists():
-        state = torch.load(settings.checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-        step, elapsed, mean_norm = state["step"], state["elapsed"], state["mean_norm"]
-        saved_at = elapsed
-        data.restore(state["data"])
-        torch.set_rng_state(state["random"])
-        print(f"resumed at step {step}, {elapsed / 60:.1f} min", flush=True)
-    elif settings.checkpoint is not None:
-        settings.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-
-    budget = settings.minutes * 60
-    model.train()
-    sums, counted, failures = torch.zeros(3), 0, 0
-    last = time.monotonic()
-    while elapsed < budget:
-        done = elapsed / budget
-        scale = min(1.0, done / settings.warmup) * 0.5 * (1 + math.cos(math.pi * done))
-        for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * max(scale, 0.01)
-
-        x = data.next_batch()
-        quality = torch.rand(x.shape[0]) * (len(LAMBDAS) - 1)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=settings.bfloat16):
-            out = model(x, quality)
-        loss, bpp, mse = rate_distortion_loss(x, out, quality)
-        optimizer.zero_grad()
-        loss.backward()
-        bound = settings.clip * mean_norm if step >= 20 and mean_norm else math.inf
-        norm = nn.utils.clip_grad_norm_(model.parameters(), bound).item()
-        if math.isfinite(norm):
-            mean_norm = 0.98 * mean_norm + 0.02 * min(norm, 4 * mean_norm) if mean_norm else norm
-            optimizer.step()
-            average.update_parameters(model)
-            failures = 0
-        else:
-            failures += 1
-            if failures == 100:
-                raise FloatingPointError("100 gradients in a row were not finite: training stops")
-        step += 1
-        now = time.monotonic()
-        elapsed, last = elapsed + now - last, now
-
-        sums += torch.tensor([loss.item(), bpp.mean().item(), mse.log10().mean().item()])
-        counted += 1
-        if step % settings.log_every == 0:
-            mean = sums / counted
-            psnr = 10 * (2 * math.log10(255) - mean[2].item())
-            print(
-                f"step {step} {elapsed / 60:.1f} min loss {mean[0]:.4f} bpp {mean[1]:.3f} "
-                f"psnr {psnr:.2f} lr {scale * settings.learning_rate:.1e} norm {mean_norm:.2f}",
-                flush=True,
-            )
-            sums.zero_()
-            counted = 0
-        if settings.checkpoint is not None and (elapsed - saved_at > 180 or elapsed >= budget):
-            saved_at = elapsed
-            partial = settings.checkpoint.with_suffix(".partial")
-            torch.save(
-                {
-                    "model": model.state_dict(),
-                    "average": average.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "step": step,
-                    "elapsed": elapsed,
-                    "mean_norm": mean_norm,
-                    "data": data.state(),
-                    "random": torch.get_rng_state(),
-                },
-                partial,
-            )
-            partial.replace(settings.checkpoint)
-    trained = average.module
+    check_paths(settings)
+    fabric = _launch(settings)
+    model = _model(settings)
+    crops = _crops(settings, fabric)
+    pictures = _validation_pictures(settings) if fabric.is_global_zero else []
+    run = _Run(settings, fabric, model, crops, pictures)
+    run.steps()
+    fabric.barrier()  # nobody leaves while another one may still need it
+    trained = run.average.module
     assert isinstance(trained, GroupedMixer)
-    print(f"done: {step} steps, {elapsed / 60:.1f} min", flush=True)
-    return trained.eval()
+    if fabric.is_global_zero:
+        weights = save_weights(trained, settings.output, settings.output.stem)
+        run.report.line(f"wrote {settings.output}, fingerprint {weights.fingerprint.hex()}")
+        run.report.close()
+        return weights
+    return export_weights(trained, settings.output.stem)
+
+
+def check_paths(settings: Settings) -> None:
+    """Refuses, before any work, what would be overwritten or is missing; makes the folders.
+
+    Raises
+    ------
+    FileExistsError, FileNotFoundError
+        As `train` says.
+    """
+    checkpoint = settings.checkpoint_path
+    for path in (settings.output, checkpoint):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    check_target(settings.output, force=settings.force)
+    if settings.resume is None and checkpoint.exists():
+        raise FileExistsError(
+            f"the checkpoint {checkpoint} exists: --resume auto goes on from it; remove it to "
+            "start anew"
+        )
+    if settings.resume not in (None, "auto") and not Path(settings.resume or "").is_file():
+        raise FileNotFoundError(f"resume must be 'auto' or a checkpoint, got {settings.resume}")
+
+
+def _launch(settings: Settings) -> Fabric:
+    try:
+        from lightning_fabric import Fabric
+    except ImportError as error:
+        raise ImportError(
+            "training needs Lightning Fabric: pip install 'groupedmixer[train]'"
+        ) from error
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    torch.set_flush_denormal(True)  # likelihood tails are denormal, and those are slow on CPUs
+    torch.set_float32_matmul_precision("high")
+    on_gpu = settings.accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
+    precision = settings.precision
+    if precision is None:
+        # CPUs without matrix units for bfloat16 are slower with it.
+        precision = "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
+    if precision == "16-mixed" and not on_gpu:
+        raise ValueError("precision must be 32-true or bf16-mixed without a GPU, got 16-mixed")
+    fabric = Fabric(
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        num_nodes=settings.nodes,
+        precision=precision,  # type: ignore[arg-type]  # checked against the same names
+    )
+    fabric.launch()
+    return fabric
+
+
+def _model(settings: Settings) -> GroupedMixer:
+    torch.manual_seed(settings.seed)
+    if settings.warm_start is None:
+        model = GroupedMixer(get_config(settings.config or "rt"))
+    else:
+        model = load_model(settings.warm_start)
+        if settings.config is not None and model.config != get_config(settings.config):
+            raise ValueError(
+                f"warm_start must be weights of the configuration {settings.config}, "
+                f"got {settings.warm_start} of {model.config.name}"
+            )
+        # Stored tables belong to the weights as they were. Training would clear them at its first
+        # step, when the moving average has buffers of their shape already.
+        model.latent_codec.y_tables.clear()
+        model.latent_codec.z_tables.clear()
+    model.train().requires_grad_(True)
+    # Set by bisection when tables are built; no gradient reaches them.
+    model.latent_codec.entropy_bottleneck.quantiles.requires_grad_(False)
+    return model
+
+
+def _crops(settings: Settings, fabric: Fabric) -> CropSequence:
+    files = find_pictures(settings.data, settings.exclude)
+    stream = not is_small(files) if settings.stream is None else settings.stream
+    start = time.monotonic()
+    crops = CropSequence(files, settings.crop, settings.seed, stream)
+    if fabric.is_global_zero:
+        for problem in crops.problems[:_SHOWN]:
+            print(f"skipped {problem}", file=sys.stderr)
+        if len(crops.problems) > _SHOWN:
+            print(f"skipped {len(crops.problems) - _SHOWN} further files", file=sys.stderr)
+        where = "read when needed" if stream else "in memory"
+        print(f"{crops.pictures} pictures {where}, {time.monotonic() - start:.0f} s", flush=True)
+    return crops
+
+
+def _validation_pictures(settings: Settings) -> list[npt.NDArray[np.uint8]]:
+    if settings.validation is None:
+        return []
+    smallest = SMALLEST_MS_SSIM_SIDE if settings.metric == "ms-ssim" else 1
+    return [file.decode(smallest) for file in find_pictures([settings.validation])]
+
+
+@dataclass
+class _Sums:
+    """Means over the steps since the last line."""
+
+    totals: Tensor  # [3] loss, bpp, log10 of the MSE
+    steps: int
+    since: float  # time.monotonic()
+
+
+class _Run:
+    """A run between its first and its last step: what `train` sets up, and the steps."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        fabric: Fabric,
+        model: GroupedMixer,
+        crops: CropSequence,
+        pictures: list[npt.NDArray[np.uint8]],
+    ) -> None:
+        self._settings, self._fabric, self._model = settings, fabric, model
+        self._crops, self._pictures = crops, pictures
+        path = settings.checkpoint_path if settings.resume == "auto" else settings.resume
+        resumed = path is not None and Path(path).exists()
+        if not resumed and settings.warm_start is None:
+            first = torch.stack([crops[number] for number in range(settings.batch)])
+            initialise_entropy_model(model, first.float() / 255)
+        model.to(fabric.device)
+        self.average = make_average(model, settings.ema)
+        optimizer = make_optimizer(model, settings)
+        self._position, scaler = Position(), None
+        if resumed:
+            self._position, scaler = load_checkpoint(
+                Path(str(path)), model, self.average, optimizer
+            )
+        self._module, self._optimizer = fabric.setup(TrainedModel(model), optimizer)
+        if scaler:
+            fabric.strategy.precision.load_state_dict(scaler)
+        self._raw_optimizer = optimizer
+        self.report = Report(
+            fabric.is_global_zero, settings.progress, settings.log, self._position.step
+        )
+        if resumed:
+            at = self._position
+            self.report.line(f"resumed at step {at.step}, {at.elapsed / 60:.1f} min")
+
+    def steps(self) -> None:
+        """Takes the steps that are left."""
+        settings, fabric, at = self._settings, self._fabric, self._position
+        batches = self._batches()
+        begin = time.monotonic() - at.elapsed
+        saved_at = validated_at = at.elapsed
+        sums = _Sums(torch.zeros(3), 0, time.monotonic())
+        bad = 0
+        while (done := done_fraction(settings, at.step, at.elapsed)) < 1:
+            scale = learning_rate_scale(done, settings.warmup)
+            for group in self._raw_optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * scale
+            if done >= 1 - settings.final and not at.as_coded:
+                refresh_medians(self._model)
+                at.as_coded = True
+                self.report.line(f"step {at.step}: latents are quantised as in coding from here on")
+            figures, finite = self._step(next(batches))
+            bad = 0 if finite else bad + 1
+            if bad == _PATIENCE:
+                raise FloatingPointError(f"{_PATIENCE} gradients in a row were not finite")
+            at.step += 1
+            at.crops += settings.batch * fabric.world_size
+            at.elapsed = float(fabric.broadcast(time.monotonic() - begin))
+            sums.totals += figures
+            sums.steps += 1
+            if at.step % settings.log_every == 0:
+                self._log(sums, scale)
+                sums = _Sums(torch.zeros(3), 0, time.monotonic())
+            over = done_fraction(settings, at.step, at.elapsed) >= 1
+            if over or at.elapsed - saved_at >= 60 * settings.checkpoint_every:
+                saved_at = at.elapsed
+                self._save()
+            if over or at.elapsed - validated_at >= 60 * settings.validate_every:
+                validated_at = at.elapsed
+                self._validate()
+        self.report.line(f"done: {at.step} steps, {at.elapsed / 60:.1f} min")
+
+    def _batches(self) -> Iterator[Tensor]:
+        settings, fabric = self._settings, self._fabric
+        loader = crop_loader(
+            self._crops,
+            settings.batch,
+            settings.workers,
+            self._position.crops,
+            fabric.global_rank,
+            fabric.world_size,
+        )
+        # The loader's numbers are this process's share already.
+        prepared: Any = fabric.setup_dataloaders(loader, use_distributed_sampler=False)
+        return iter(prepared)
+
+    def _step(
+        self,
+        pixels: Tensor,  # [B, 3, H, W] uint8
+    ) -> tuple[Tensor, bool]:  # [3] loss, bpp, log10 of the MSE; whether the gradient was finite
+        settings, fabric, at = self._settings, self._fabric, self._position
+        # 32 bits, as some generators take no more; neighbouring steps share nothing.
+        sequence = np.random.SeedSequence([settings.seed, fabric.global_rank, at.step])
+        torch.manual_seed(int(sequence.generate_state(1)[0]))
+        highest = (len(LAMBDAS) - 1) * QUALITY_STEPS
+        field = torch.randint(highest + 1, (pixels.shape[0],)).to(pixels.device)
+        out = self._module(pixels, field, at.as_coded)
+        loss, bpp, mse = rate_distortion_loss(
+            pixels.float() / 255, out, field.float() / QUALITY_STEPS, settings.metric
+        )
+        self._optimizer.zero_grad()
+        fabric.backward(loss)
+        clipped = at.step >= _UNCLIPPED and at.mean_norm > 0
+        norm_or_none = fabric.clip_gradients(
+            self._module,
+            self._optimizer,
+            max_norm=settings.clip * at.mean_norm if clipped else math.inf,
+            error_if_nonfinite=False,
+        )
+        assert norm_or_none is not None
+        norm = norm_or_none.item()
+        finite = math.isfinite(norm)
+        if finite:
+            kept = min(norm, 4 * at.mean_norm)
+            at.mean_norm = 0.98 * at.mean_norm + 0.02 * kept if at.mean_norm else norm
+        if finite or self._scaler_state():  # a scaler skips bad steps itself, and learns from them
+            self._optimizer.step()
+        if finite:
+            self.average.update_parameters(self._model)
+        figures = torch.stack([loss.detach(), bpp.detach().mean(), mse.detach().log10().mean()])
+        return figures.cpu(), finite
+
+    def _scaler_state(self) -> dict[str, Any]:
+        return self._fabric.strategy.precision.state_dict()
+
+    def _log(self, sums: _Sums, scale: float) -> None:
+        at, settings = self._position, self._settings
+        images = sums.steps * settings.batch * self._fabric.world_size
+        totals = self._fabric.all_reduce(sums.totals.to(self._fabric.device), reduce_op="mean")
+        assert isinstance(totals, Tensor)
+        loss, bpp, log_mse = (totals / sums.steps).tolist()
+        self.report.training(
+            at.step,
+            done_fraction(settings, at.step, at.elapsed),
+            at.elapsed,
+            {
+                "loss": loss,
+                "bpp": bpp,
+                "psnr": 10 * (2 * math.log10(255) - log_mse),
+                "images/s": images / (time.monotonic() - sums.since),
+                "learning_rate": scale * settings.learning_rate,
+                "gradient_norm": at.mean_norm,
+            },
+        )
+
+    def _save(self) -> None:
+        if self._fabric.is_global_zero:
+            save_checkpoint(
+                self._settings.checkpoint_path,
+                self._model,
+                self.average,
+                self._raw_optimizer,
+                self._position,
+                self._scaler_state(),
+            )
+
+    def _validate(self) -> None:
+        if self._pictures:
+            settings = self._settings
+            trained = self.average.module
+            assert isinstance(trained, GroupedMixer)
+            qualities = settings.validation_qualities
+            self.report.validation(
+                self._position.step,
+                validate(trained, self._pictures, qualities, settings.metric),
+            )

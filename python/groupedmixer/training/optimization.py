@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: MIT
+"""The optimizer, the moving average of the weights, and where the entropy model starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from ..model import GroupedMixer
+from .settings import Settings
+
+__all__ = ["initialise_entropy_model", "make_average", "make_optimizer"]
+
+
+@torch.no_grad()
+def initialise_entropy_model(
+    model: GroupedMixer,
+    x: Tensor,  # [B, 3, H, W] in 0..1, a few pictures
+) -> None:
+    """Starts the head at the mean and log deviation that each channel of the latent has.
+
+    A head that starts at one scale for all needs hundreds of steps to find the spectrum of a
+    block transform, which spans three orders of magnitude.
+    """
+    context = model.latent_codec.context
+    y = model.g_a(model.pad(x)) * model.latent_codec.gain.mean(0)[:, None, None]
+    channels = y.transpose(0, 1).flatten(1)  # [M, positions]
+    mean = channels.mean(1).reshape(context.config.slices, -1)
+    log_sigma = channels.std(1).clamp(min=0.15).log().reshape(context.config.slices, -1)
+    context.head_bias.copy_(torch.cat([mean, log_sigma], dim=1))
+
+
+def make_optimizer(model: GroupedMixer, settings: Settings) -> torch.optim.AdamW:
+    """AdamW; weight decay for matrices only, the linear block transforms learn slowly."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        linear = name.startswith(("g_a.linear.", "g_s.linear."))
+        rate = settings.learning_rate * (settings.linear_rate if linear else 1.0)
+        matrix = parameter.ndim >= 2 and "bottleneck" not in name and "gain" not in name
+        decay = settings.weight_decay if matrix and not linear else 0.0
+        groups.setdefault((rate, decay), []).append(parameter)
+    described: list[dict[str, Any]] = [
+        {"params": parameters, "lr": rate, "initial_lr": rate, "weight_decay": decay}
+        for (rate, decay), parameters in groups.items()
+    ]
+    return torch.optim.AdamW(described, betas=(0.9, 0.98))
+
+
+def make_average(model: GroupedMixer, decay: float) -> AveragedModel:
+    """A moving average of the model, which short runs do not drown in their first weights.
+
+    The decay grows with the steps n, as min(decay, (1 + n) / (10 + n)).
+    """
+
+    @torch.no_grad()
+    def average(kept: Any, current: Any, count: Any) -> None:
+        steps = int(count)
+        torch._foreach_lerp_(kept, current, 1 - min(decay, (1 + steps) / (10 + steps)))
+
+    return AveragedModel(model, multi_avg_fn=average)
