@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The command line: `groupedmixer compress | decompress | info | train`.
+"""The command line: `groupedmixer compress | decompress | info | eval | train`.
 
 READ ME FIRST
 - torch and Pillow are imported where they are needed: --help, --version and info start at once.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import math
 import sys
 import time
 import warnings
@@ -71,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_compress(commands)
     _add_decompress(commands)
     _add_info(commands)
+    _add_eval(commands)
     _add_train(commands)
     return parser
 
@@ -89,13 +91,26 @@ def _add_compress(commands: Any) -> None:
         usage="%(prog)s [options] IN OUT.gmx | IN [IN ...] [-o DIR_OR_FILE]",
     )
     parser.add_argument("paths", nargs="+", metavar="IN", help="image files; IN OUT.gmx for one")
-    parser.add_argument(
+    amount = parser.add_mutually_exclusive_group()
+    amount.add_argument(
         "-q",
         "--quality",
         type=_quality,
         default=4.0,
         metavar="Q",
         help=f"0 (small) to {MAX_QUALITY} (fine), fractions allowed; default %(default)s",
+    )
+    amount.add_argument(
+        "--target-bpp",
+        type=_positive_number,
+        metavar="BPP",
+        help="the finest quality whose file has no more bits per pixel; up to 8 encodes",
+    )
+    amount.add_argument(
+        "--target-psnr",
+        type=_positive_number,
+        metavar="DB",
+        help="the smallest quality whose decode has this PSNR over RGB; up to 8 encodes",
     )
     parser.add_argument("--model", default="rt", metavar="NAME", help="default %(default)s")
     _add_coding_options(parser)
@@ -128,6 +143,57 @@ def _add_info(commands: Any) -> None:
     parser.set_defaults(command=_info)
 
 
+def _add_eval(commands: Any) -> None:
+    parser = commands.add_parser(
+        "eval",
+        help="rate and distortion on a folder of pictures; needs groupedmixer[eval]",
+        description="Prints a Markdown table; progress goes to stderr. FOLDER comes before the "
+        "options that take several values.",
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="its pictures are coded and decoded")
+    parser.add_argument("--model", default="rt", metavar="NAME", help="default %(default)s")
+    parser.add_argument(
+        "--qualities",
+        nargs="+",
+        type=_quality,
+        default=[float(quality) for quality in range(MAX_QUALITY + 1)],
+        metavar="Q",
+        help=f"default 0 1 ... {MAX_QUALITY}",
+    )
+    parser.add_argument(
+        "--codecs",
+        nargs="+",
+        choices=("jpeg", "webp", "avif", "jxl"),
+        help="measured in the same run; default: those that are installed",
+    )
+    parser.add_argument(
+        "--points",
+        nargs="+",
+        default=[],
+        metavar="[NAME=]FILE.json",
+        help="published curves of the same pictures; NAME defaults to the file's stem",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="DIR",
+        help="a folder (created) for results.csv, results.json, table.md, rd.png, rd.svg, "
+        "sheet.png; default: nothing is written",
+    )
+    parser.add_argument("-f", "--force", action="store_true", help="replace existing outputs")
+    parser.add_argument(
+        "--sheet-bpp",
+        type=_positive_number,
+        default=0.5,
+        metavar="BPP",
+        help="where sheet.png compares; default %(default)s",
+    )
+    parser.add_argument("--json", action="store_true", help="print results.json, not the table")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    _add_machine_options(parser)
+    parser.set_defaults(command=_eval, parser=parser)
+
+
 def _add_train(commands: Any) -> None:
     parser = commands.add_parser("train", help="pictures to weights; needs groupedmixer[train]")
     add_train_options(parser)
@@ -142,6 +208,16 @@ def _add_coding_options(parser: argparse.ArgumentParser) -> None:
         help="a folder (created), or a file if there is one input; default: beside each input",
     )
     parser.add_argument("-f", "--force", action="store_true", help="replace existing outputs")
+    _add_machine_options(parser)
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    parser.add_argument(
+        "--progress",
+        action=argparse.BooleanOptionalAction,
+        help="a progress bar; default: for several files on a terminal",
+    )
+
+
+def _add_machine_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=_positive, metavar="N", help="default: one per core")
     parser.add_argument(
@@ -150,12 +226,6 @@ def _add_coding_options(parser: argparse.ArgumentParser) -> None:
         default=MAX_PIXELS,
         metavar="N",
         help="refuse pictures of more pixels; default %(default)s",
-    )
-    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
-    parser.add_argument(
-        "--progress",
-        action=argparse.BooleanOptionalAction,
-        help="a progress bar; default: for several files on a terminal",
     )
 
 
@@ -174,6 +244,16 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _positive_number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a positive number, got {text}")
+    return value
+
+
 def _compress(args: argparse.Namespace) -> int:
     first, *others = args.paths
     is_pair = len(others) == 1 and not _is_gmx(first) and _is_gmx(others[0])
@@ -185,8 +265,18 @@ def _compress(args: argparse.Namespace) -> int:
         from .images import load_picture
 
         picture = load_picture(job.source, args.max_pixels)
-        data = codecs.named().compress(picture, quality=args.quality)
-        return data, _size(len(data), picture.width * picture.height)
+        pixels = picture.width * picture.height
+        if args.target_bpp is None and args.target_psnr is None:
+            data = codecs.named().compress(picture, quality=args.quality)
+            return data, _size(len(data), pixels)
+        from .search import quality_for
+
+        found = quality_for(
+            codecs.named(), picture, target_bpp=args.target_bpp, target_psnr=args.target_psnr
+        )
+        psnr = "" if found.psnr is None else f", {found.psnr:.2f} dB"
+        text = f"{_size(len(found.data), pixels)}{psnr}, quality {found.quality:.8g}"
+        return found.data, text
 
     return _code(args, plan, compress)
 
@@ -221,6 +311,74 @@ def _info(args: argparse.Namespace) -> int:
         for facts in files:
             print(_facts_text(facts))
     return 1 if failed else 0
+
+
+def _eval(args: argparse.Namespace) -> int:
+    points = _named_points(args.points)
+    warnings.filterwarnings("ignore", message="Image size .* decompression bomb")
+    if args.threads is not None:
+        import torch
+
+        torch.set_num_threads(args.threads)
+    from .evaluation import OUTPUT_NAMES, Measurement, evaluate, results_json, table
+
+    def done(name: str, measured: Sequence[Measurement]) -> None:
+        if not args.quiet:
+            ours = measured[: len(args.qualities)]
+            print(
+                f"{name}: {ours[0].bpp:.4f} to {ours[-1].bpp:.4f} bpp, {ours[0].psnr:.2f} to "
+                f"{ours[-1].psnr:.2f} dB, {len(measured)} files",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def failed(name: str, error: Exception) -> None:
+        print(_failure(Path(args.folder) / name, error), file=sys.stderr, flush=True)
+
+    try:
+        if args.output is not None:
+            for name in OUTPUT_NAMES:
+                target = Path(args.output) / name
+                if target.parent.exists():
+                    check_target(target, force=args.force)
+        evaluation = evaluate(
+            args.folder,
+            args.model,
+            args.qualities,
+            codecs=args.codecs,
+            points=points,
+            output=args.output,
+            device=args.device,
+            max_pixels=args.max_pixels,
+            sheet_bpp=args.sheet_bpp,
+            on_picture=done,
+            on_failure=failed,
+        )
+    except (*_EXPECTED, ImportError, ValueError, RuntimeError) as error:
+        print(_failure("eval", error), file=sys.stderr)
+        return 1
+    if args.json:
+        print(json.dumps(results_json(evaluation), indent=2))
+    else:
+        print(table(evaluation), end="")
+    return 1 if evaluation.failures else 0
+
+
+def _named_points(arguments: Sequence[str]) -> dict[str, str]:
+    """FILE or NAME=FILE arguments as names and files."""
+    points: dict[str, str] = {}
+    for argument in arguments:
+        name, mark, path = argument.partition("=")
+        if not mark:
+            name, path = Path(argument).stem, argument
+        if not name or not path:
+            raise PlanError(f"--points must be FILE.json or NAME=FILE.json, got {argument}")
+        if name in points:
+            raise PlanError(
+                f"--points {points[name]} and {path} are both called {name}; write NAME=FILE.json"
+            )
+        points[name] = path
+    return points
 
 
 def _train(args: argparse.Namespace) -> int:

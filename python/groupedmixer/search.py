@@ -12,8 +12,8 @@ import numpy as np
 
 from .container import MAX_QUALITY, QUALITY_STEPS
 from .errors import GmxError
-from .evaluation.metrics import psnr
 from .images import as_picture
+from .metrics import psnr
 
 if TYPE_CHECKING:
     from .codec import Codec
@@ -109,7 +109,7 @@ def quality_for(
                 f"got {target_bpp:g}"
             )
         wanted = math.log2(target_bpp)
-        found = _bisect(
+        found = _bracket(
             encode, ends, lambda one: math.log2(one.bpp) - wanted, _BITS_SLACK, below=True
         )
     else:
@@ -121,7 +121,7 @@ def quality_for(
                 f"(quality {MAX_QUALITY}), got {target_psnr:g}"
             )
         demand = target_psnr
-        found = _bisect(encode, ends, lambda one: _psnr(one) - demand, _PSNR_SLACK, below=False)
+        found = _bracket(encode, ends, lambda one: _psnr(one) - demand, _PSNR_SLACK, below=False)
     return Found(found.quality, found.data, found.bpp, found.psnr, encodes)
 
 
@@ -130,7 +130,7 @@ def _psnr(found: Found) -> float:
     return found.psnr
 
 
-def _bisect(
+def _bracket(
     encode: Callable[[int], Found],
     ends: tuple[Found, Found],
     excess: Callable[[Found], float],
@@ -140,29 +140,33 @@ def _bisect(
 ) -> Found:
     """The best found whose excess over the target is at most 0 (below) or at least 0.
 
-    Secant steps between the two bracketing files, aimed at the middle of the slack; every third
-    step halves the bracket, as a bent curve would let the secant creep along one end.
+    Regula falsi between two bracketing files, aimed at the middle of the slack. Where one end is
+    kept twice its value counts half (the Illinois rule): a bent curve would hold it for ever.
     """
+    aim = -slack / 2 if below else slack / 2
     low, high = (ends[0], 0), (ends[1], _TOP)
+    under, over = excess(low[0]) - aim, excess(high[0]) - aim
     if below and excess(high[0]) <= 0:
         return high[0]
     if not below and excess(low[0]) >= 0:
         return low[0]
-    aim = -slack / 2 if below else slack / 2
-    for count in range(2, MAX_ENCODES):
-        under, over = excess(low[0]), excess(high[0])
-        if high[1] - low[1] <= 1 or (-under if below else over) <= slack:
+    moved = ""
+    for _ in range(2, MAX_ENCODES):
+        found = low[0] if below else high[0]
+        if high[1] - low[1] <= 1 or abs(excess(found)) <= slack:
             break
-        if count % 3 == 1:
-            step = (low[1] + high[1]) // 2
-        else:
-            share = (aim - under) / (over - under)
-            step = low[1] + round(share * (high[1] - low[1]))
+        # Against rounding at the ends: |share| stays in 0..1 where an end is beyond the aim.
+        share = min(max(under / (under - over), 0.0), 1.0) if under < over else 0.5
+        step = low[1] + round(share * (high[1] - low[1]))
         step = min(max(step, low[1] + 1), high[1] - 1)
-        middle = (encode(step), step)
-        value = excess(middle[0])
+        middle = encode(step)
+        value = excess(middle)
         if value <= 0 if below else value < 0:
-            low = middle
+            low, under = (middle, step), value - aim
+            over /= 2 if moved == "low" else 1
+            moved = "low"
         else:
-            high = middle
+            high, over = (middle, step), value - aim
+            under /= 2 if moved == "high" else 1
+            moved = "high"
     return low[0] if below else high[0]

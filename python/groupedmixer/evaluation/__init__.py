@@ -8,11 +8,12 @@
 Comparing and drawing need the extra: ``pip install 'groupedmixer[eval]'``.
 """
 
+from ..metrics import ms_ssim, psnr
 from .bd_rate import Comparison, compare
 from .curves import Curve, bpp_at_psnr, read_curve
-from .metrics import ms_ssim, psnr
-from .results import OUTPUT_NAMES, Evaluation, Measurement
+from .results import OUTPUT_NAMES, Evaluation, Measurement, results_json
 from .run import evaluate
+from .table import table
 
 __all__ = [
     "OUTPUT_NAMES",
@@ -26,4 +27,6 @@ __all__ = [
     "ms_ssim",
     "psnr",
     "read_curve",
+    "results_json",
+    "table",
 ]

@@ -65,7 +65,8 @@ class PillowCodec:
 
 PILLOW_CODECS: Mapping[str, PillowCodec] = {
     "jpeg": PillowCodec("JPEG", "JPEG", ".jpg", options={"optimize": True}),
-    "webp": PillowCodec("WebP", "WEBP", ".webp", options={"method": 6}),
+    # Its quality 5 is already better than our quality 0.
+    "webp": PillowCodec("WebP", "WEBP", ".webp", (1, *_QUALITIES), {"method": 6}),
     "avif": PillowCodec("AVIF", "AVIF", ".avif"),
     "jxl": PillowCodec("JPEG XL", "JXL", ".jxl", package="pillow_jxl"),
 }

@@ -76,15 +76,11 @@ class Evaluation:
 
     def qualities(self, codec: str) -> tuple[float, ...]:
         """The qualities of a codec, in the order of its curve's points."""
-        return tuple(
-            dict.fromkeys(one.quality for one in self.measurements if one.codec == codec)
-        )
+        return tuple(dict.fromkeys(one.quality for one in self.measurements if one.codec == codec))
 
     def too_small_for_ms_ssim(self) -> tuple[str, ...]:
         """File names of pictures without MS-SSIM. One of them, and no mean has it."""
-        return tuple(
-            dict.fromkeys(one.picture for one in self.measurements if one.ms_ssim is None)
-        )
+        return tuple(dict.fromkeys(one.picture for one in self.measurements if one.ms_ssim is None))
 
 
 def mean_curve(measurements: Sequence[Measurement]) -> Curve:

@@ -17,10 +17,10 @@ from ..errors import GmxError
 from ..image_formats import OUTPUT_FORMATS
 from ..images import Picture, load_picture, to_pil
 from ..limits import MAX_PIXELS
+from ..metrics import ms_ssim, psnr
 from .bd_rate import Comparison, compare
 from .curves import Curve, read_curve
 from .extras import require
-from .metrics import ms_ssim, psnr
 from .pillow_codecs import PILLOW_CODECS, installed_codecs
 from .plot import draw_curves
 from .results import Evaluation, Measurement, mean_curve, write_results
@@ -199,7 +199,9 @@ def _check_codecs(codecs: Sequence[str]) -> tuple[str, ...]:
             raise ValueError(f"codecs must be of {', '.join(PILLOW_CODECS)}, got {name!r}")
         if not PILLOW_CODECS[name].is_installed():
             package = PILLOW_CODECS[name].package
-            remedy = f"pip install {package.replace('_', '-')}-plugin" if package else "reinstall it"
+            remedy = (
+                f"pip install {package.replace('_', '-')}-plugin" if package else "reinstall it"
+            )
             raise ValueError(f"codecs: this Pillow cannot write {name} ({remedy})")
     return tuple(dict.fromkeys(codecs))
 
@@ -231,7 +233,9 @@ def _measure_ours(
         path = scratch / "picture.gmx"
         path.write_bytes(codec.compress(picture, quality))
         decoded = codec.decompress(path.read_bytes(), max_pixels=picture.width * picture.height)
-        yield _measurement(file_name, name, quality, picture, path, np.array(decoded.convert("RGB")))
+        yield _measurement(
+            file_name, name, quality, picture, path, np.array(decoded.convert("RGB"))
+        )
 
 
 def _measure_others(

@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..images import Picture, load_picture, to_pil
 from ..limits import MAX_PIXELS
+from ..metrics import psnr
 from ..search import TargetError, quality_for
-from .metrics import psnr
 from .pillow_codecs import PILLOW_CODECS
 
 if TYPE_CHECKING:
@@ -35,8 +35,7 @@ _LINE = 18
 class _Version:
     """One codec's version of a picture."""
 
-    label: str
-    bytes: int
+    label: str  # two lines
     image: Image.Image  # RGB
 
 
@@ -105,7 +104,7 @@ def _row(
     image = to_pil(picture)
     data = _nearest_ours(codec, picture, target_bpp)
     decoded = codec.decompress(data, max_pixels=picture.width * picture.height)
-    versions = [_Version(f"{path.name}\noriginal", 0, image.convert("RGB"))]
+    versions = [_Version(f"{path.name}\noriginal", image.convert("RGB"))]
     versions += [_nearest_other(other, picture, image, len(data)) for other in others]
     versions.append(_version(name, picture, data, decoded.convert("RGB")))
     return versions
@@ -115,7 +114,7 @@ def _version(title: str, picture: Picture, data: bytes, decoded: Image.Image) ->
     bpp = 8 * len(data) / (picture.width * picture.height)
     quality = psnr(picture.rgb, np.asarray(decoded))
     label = f"{title}\n{len(data)} bytes, {bpp:.3f} bpp, {quality:.2f} dB"
-    return _Version(label, len(data), decoded)
+    return _Version(label, decoded)
 
 
 def _nearest_ours(codec: Codec, picture: Picture, target_bpp: float) -> bytes:
@@ -141,9 +140,7 @@ def _nearest_other(name: str, picture: Picture, image: Image.Image, size: int) -
             low = quality + 1
     assert nearest is not None
     with Image.open(io.BytesIO(nearest[1])) as decoded:
-        return _version(
-            f"{codec.title} {nearest[0]}", picture, nearest[1], decoded.convert("RGB")
-        )
+        return _version(f"{codec.title} {nearest[0]}", picture, nearest[1], decoded.convert("RGB"))
 
 
 def _busiest_crop(image: Image.Image) -> tuple[int, int, int, int]:

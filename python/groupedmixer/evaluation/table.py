@@ -17,8 +17,8 @@ def table(evaluation: Evaluation) -> str:
     assert ours.psnr is not None, "measured curves have a PSNR"
     count = len(evaluation.pictures)
     lines = [
-        f"{evaluation.name} ({evaluation.weights}) on {count} picture{'s' * (count != 1)}: bits per "
-        "pixel of the files, means over the pictures.",
+        f"{evaluation.name} ({evaluation.weights}) on {count} picture{'s' * (count != 1)}: "
+        "bits per pixel of the files, means over the pictures.",
     ]
     if others:
         lines.append(

@@ -14,6 +14,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,7 +79,8 @@ def train(settings: Settings) -> Weights:
     crops = _crops(settings, fabric)
     pictures = _validation_pictures(settings) if fabric.is_global_zero else []
     run = _Run(settings, fabric, model, crops, pictures)
-    run.steps()
+    with _fast_arithmetic(settings.threads):
+        run.steps()
     fabric.barrier()  # nobody leaves while another one may still need it
     trained = run.average.module
     assert isinstance(trained, GroupedMixer)
@@ -118,10 +120,6 @@ def _launch(settings: Settings) -> Fabric:
         raise ImportError(
             "training needs Lightning Fabric: pip install 'groupedmixer[train]'"
         ) from error
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    torch.set_flush_denormal(True)  # likelihood tails are denormal, and those are slow on CPUs
-    torch.set_float32_matmul_precision("high")
     on_gpu = settings.accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
     precision = settings.precision
     if precision is None:
@@ -129,14 +127,34 @@ def _launch(settings: Settings) -> Fabric:
         precision = "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
     if precision == "16-mixed" and not on_gpu:
         raise ValueError("precision must be 32-true or bf16-mixed without a GPU, got 16-mixed")
-    fabric = Fabric(
-        accelerator=settings.accelerator,
-        devices=settings.devices,
-        num_nodes=settings.nodes,
-        precision=precision,  # type: ignore[arg-type]  # checked against the same names
-    )
+    try:
+        fabric = Fabric(
+            accelerator=settings.accelerator,
+            devices=settings.devices,
+            num_nodes=settings.nodes,
+            precision=precision,  # type: ignore[arg-type]  # checked against the same names
+        )
+    except (RuntimeError, TypeError, ValueError) as error:  # Fabric's own are of all three
+        raise ValueError(
+            "accelerator, devices and nodes must fit this machine, got "
+            f"{settings.accelerator}, {settings.devices} and {settings.nodes}: {error}"
+        ) from error
     fabric.launch()
     return fabric
+
+
+@contextmanager
+def _fast_arithmetic(threads: int | None) -> Iterator[None]:
+    """Sets what is the whole process's, and sets it back: coding in it must not see a trace."""
+    before = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)  # likelihood tails are denormal, and those are slow on CPUs
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+        torch.set_num_threads(before)
 
 
 def _model(settings: Settings) -> GroupedMixer:

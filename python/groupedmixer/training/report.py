@@ -48,7 +48,7 @@ class Report:
                 raise ImportError(
                     "log needs TensorBoard: pip install 'groupedmixer[train]'"
                 ) from error
-            self._board = SummaryWriter(str(log), purge_step=step)  # type: ignore[no-untyped-call]
+            self._board = SummaryWriter(str(log), purge_step=step)
         if sys.stderr.isatty() if progress is None else progress:
             from tqdm import tqdm
 
