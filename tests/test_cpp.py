@@ -175,6 +175,7 @@ def test_cuda_host(sanitizers: None, tmp_path: Path, flags: tuple[str, ...]) -> 
     run(tmp_path / "test", isa=AVAILABLE[0])
 
 
+@pytest.mark.timeout(1200)  # the first one waits for the compiler
 @pytest.mark.parametrize("name", CUDA_PROGRAMS)
 def test_cuda(core: list[str], kernels: list[str], tmp_path: Path, name: str) -> None:
     """Kernels that run on the host give the bits of their CPU functions."""

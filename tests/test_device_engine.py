@@ -34,6 +34,8 @@ from groupedmixer.tiles import tile_grid
 from groupedmixer_ext import _device_engine, engine
 from groupedmixer_ext.engine import Engine, Region, Settings, Tile
 
+pytestmark = pytest.mark.timeout(1200)  # the first test waits for the compiler
+
 SETTINGS = Settings(1000, 3, 64)
 
 

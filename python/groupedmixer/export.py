@@ -17,12 +17,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from .container import check_name
 from .half import round_to_half
 from .model import GroupedMixer
+from .output_files import write_atomically
 
 __all__ = ["Weights", "export_weights", "load_weights", "save_weights"]
 
@@ -87,9 +88,13 @@ def export_weights(model: GroupedMixer, name: str) -> Weights:
 
 
 def save_weights(model: GroupedMixer, path: str | os.PathLike[str], name: str) -> Weights:
-    """Writes a model's weights as safetensors. Raises as `export_weights` does, or OSError."""
+    """Writes a model's weights as safetensors, all of them or nothing.
+
+    Raises as `export_weights` does, or OSError.
+    """
     weights = export_weights(model, name)
-    save_file(weights.state, path, metadata={"format": _FORMAT, "name": name})
+    data = save(weights.state, metadata={"format": _FORMAT, "name": name})
+    write_atomically(Path(path), data, force=True)
     return weights
 
 
