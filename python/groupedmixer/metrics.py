@@ -55,7 +55,7 @@ def ms_ssim(
     from pytorch_msssim import ms_ssim as of_batches
 
     x, y = (
-        torch.from_numpy(np.ascontiguousarray(one)).permute(2, 0, 1)[None].float()
+        torch.from_numpy(np.array(one)).permute(2, 0, 1)[None].float()
         for one in (original, decoded)
     )
     return min(float(of_batches(x, y, data_range=255)), 1.0)  # float32 may end a little above
