@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 
 #include <algorithm>
-#include <array>
 #include <list>
 #include <mutex>
 #include <optional>
@@ -93,7 +92,7 @@ struct Wave {
   DeviceArray<int32_t> position;  // [set.tokens], where a token's patch begins in the latent
 };
 
-// On the device, LevelRows one after another.
+// LevelRows on the device.
 struct DeviceRows {
   float* gain;
   float* inverse_gain;
