@@ -43,8 +43,10 @@ def require(condition: bool, message: str) -> None:
 SIGNATURE = b"\x8bGMX"
 ARITHMETIC = "f32-seg128-kv16-v1"
 NAME_CHARACTERS = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789._-")
-KNOWN_CHUNKS = (b"TILE", b"STRM", b"ALPH")
-MAX_PIXELS = 2**26
+METADATA_CHUNKS = (b"ICCP", b"EXIF", b"XMPP")
+KNOWN_CHUNKS = (*METADATA_CHUNKS, b"TILE", b"STRM", b"ALPH")
+MAX_METADATA = 2**22
+MAX_PIXELS = 2**27
 
 
 class Reader:
@@ -142,7 +144,10 @@ def read_chunks(reader: Reader, count: int) -> dict[bytes, bytes]:
             continue
         later = KNOWN_CHUNKS[KNOWN_CHUNKS.index(kind) :]
         require(known.keys().isdisjoint(later), f"chunk {kind!r} is there twice or out of order")
-        require(must_understand, f"chunk {kind!r} is not marked as must-understand")
+        metadata = kind in METADATA_CHUNKS
+        require(must_understand != metadata, f"chunk {kind!r} has the wrong must-understand flag")
+        if metadata:
+            require(1 <= len(payload) <= MAX_METADATA, f"chunk {kind!r} is empty or too long")
         known[kind] = payload
     require(reader.left == 0, "there are bytes behind the last chunk")
     require(b"TILE" in known and b"STRM" in known, "a required chunk is missing")
@@ -187,14 +192,20 @@ def tile_starts(size: int, tile_size: int, patch: int) -> range:
 
 def read_alpha(payload: bytes, header: Header) -> Array:
     """The checks come before any pixel is decoded. Pillow's mode does not tell 4 bits from 8."""
-    beginning = struct.pack(">8sI4sIIBB", b"\x89PNG\r\n\x1a\n", 13, b"IHDR", *size_of(header), 8, 0)
-    require(payload.startswith(beginning), "the alpha plane is no grey 8-bit PNG of this size")
+    png_header = struct.Struct(">8sI4sIIBB")
+    require(len(payload) >= png_header.size, "the alpha plane is too short for a PNG")
+    *beginning, width, height, depth, colour = png_header.unpack_from(payload)
+    require(beginning == [b"\x89PNG\r\n\x1a\n", 13, b"IHDR"], "the alpha plane is no PNG")
+    require((depth, colour) == (8, 0), "the alpha plane is no grey 8-bit PNG")
+    constant = (width, height) == (1, 1)
+    require(constant or (width, height) == size_of(header), "the alpha plane has another size")
     try:
         with Image.open(io.BytesIO(payload), formats=["PNG"]) as image:
             plain = getattr(image, "n_frames", 1) == 1 and "transparency" not in image.info
             require(plain and image.mode == "L", "the alpha plane has frames or transparency")
-            require(image.size == size_of(header), "the alpha plane has another size")
-            return np.asarray(image, np.uint8)
+            require(image.size == (width, height), "the alpha plane has another size")
+            shape = (header.height, header.width)
+            return np.broadcast_to(np.asarray(image, np.uint8), shape)
     except (OSError, SyntaxError, struct.error, zlib.error) as error:
         raise SpecError(f"the alpha plane is a broken PNG: {error}") from error
 
@@ -796,6 +807,7 @@ class Decoded:
     latent: Array  # y_hat, float32 [latent rows, latent columns, M]
     pixels: Array  # uint8 [height, width, 3], or grey [height, width]
     alpha: Array | None  # uint8 [height, width]
+    metadata: dict[bytes, bytes]  # payloads by chunk type
 
 
 def decode(gmx_bytes: bytes, weights_path: str | Path) -> Decoded:
@@ -808,4 +820,5 @@ def decode(gmx_bytes: bytes, weights_path: str | Path) -> Decoded:
     require(header.arithmetic == ARITHMETIC, "this decoder has another arithmetic")
     latent = decode_latent(entries, weights, header)
     alpha = read_alpha(chunks[b"ALPH"], header) if b"ALPH" in chunks else None
-    return Decoded(latent, to_pixels(latent, weights, header), alpha)
+    metadata = {kind: chunks[kind] for kind in METADATA_CHUNKS if kind in chunks}
+    return Decoded(latent, to_pixels(latent, weights, header), alpha, metadata)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import io
 import random
 import subprocess
 import sys
@@ -18,8 +19,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import picture, random_model
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from test_container import chunk, repaired
+from test_images import exif_of, srgb_profile, xmp_of
 
 import groupedmixer
 from groupedmixer import cli, container, tiled
@@ -27,6 +29,7 @@ from groupedmixer.coding import CodedTile, LatentCoder
 from groupedmixer.errors import (
     ArithmeticMismatchError,
     GmxError,
+    MetadataWarning,
     NotGmxError,
     PixelLimitError,
     TruncatedError,
@@ -34,6 +37,7 @@ from groupedmixer.errors import (
     WrongWeightsError,
 )
 from groupedmixer.export import export_weights, load_weights, save_weights
+from groupedmixer.image_formats import OUTPUT_FORMATS, encode_image
 from groupedmixer.stages import Stages
 
 SIZES = [(1, 1), (1, 7), (17, 33), (65, 129), (513, 769)]
@@ -69,6 +73,63 @@ def test_alpha_is_lossless(tiny_codec: groupedmixer.Codec) -> None:
     image.putalpha(alpha)
     decoded = tiny_codec.decompress(tiny_codec.compress(image))
     assert np.array_equal(np.asarray(decoded.getchannel("A")), np.asarray(alpha))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_photograph_is_turned_once(
+    tiny_codec: groupedmixer.Codec, orientation: int, tmp_path: Path
+) -> None:
+    """From a JPEG file to a .gmx file to a JPEG file, with all that says how it stands."""
+    image = picture(40, 60)
+    image.save(
+        tmp_path / "turned.jpg",
+        exif=exif_of(orientation),
+        xmp=xmp_of(orientation),
+        icc_profile=srgb_profile(),
+    )
+    upright = ImageOps.exif_transpose(Image.open(tmp_path / "turned.jpg"))
+    data = tiny_codec.compress(Image.open(tmp_path / "turned.jpg"))
+    decoded = tiny_codec.decompress(data)
+    expected = tiny_codec.decompress(tiny_codec.compress(np.asarray(upright)))
+    assert decoded.size == upright.size
+    assert np.array_equal(np.asarray(decoded), np.asarray(expected))
+    assert decoded.getexif().get(ExifTags.Base.Orientation) == 1
+    assert decoded.info["icc_profile"] == srgb_profile()
+    jpeg = encode_image(decoded, OUTPUT_FORMATS["jpeg"])
+    shown = ImageOps.exif_transpose(Image.open(io.BytesIO(jpeg)))
+    assert shown.size == upright.size
+    difference = np.asarray(shown, float) - np.asarray(decoded)
+    other = np.asarray(decoded.transpose(Image.Transpose.ROTATE_180), float)
+    assert np.abs(difference).mean() < np.abs(other - np.asarray(decoded)).mean() / 2
+    assert shown.getexif()[ExifTags.Base.Artist] == "A. Nonymous"
+
+
+def test_metadata_may_be_left_out(tiny_codec: groupedmixer.Codec) -> None:
+    image = picture(20, 30)
+    bare = tiny_codec.compress(image)
+    image.info["icc_profile"] = srgb_profile()
+    image.info["exif"] = exif_of(1).tobytes()
+    image.info["xmp"] = xmp_of(1)
+    assert tiny_codec.compress(image, metadata=False) == bare
+    full = tiny_codec.compress(image)
+    assert [one.type for one in container.read_chunks(full)] == [
+        "ICCP", "EXIF", "XMPP", "TILE", "STRM",
+    ]  # fmt: skip
+    for box in (None, (3, 4, 10, 11)):
+        decoded = tiny_codec.decompress(full, region=box)
+        assert decoded.info == image.info
+        assert np.array_equal(
+            np.asarray(decoded), np.asarray(tiny_codec.decompress(bare, region=box))
+        )
+    assert tiny_codec.decompress(bare).info == {}
+
+
+def test_damaged_metadata_are_a_warning_of_the_codec(tiny_codec: groupedmixer.Codec) -> None:
+    image = picture(20, 30)
+    bare = tiny_codec.compress(image)
+    image.info["exif"] = b"Exif\0\0nonsense"
+    with pytest.warns(MetadataWarning, match="EXIF is dropped"):
+        assert tiny_codec.compress(image) == bare
 
 
 def test_arrays_and_tensors_are_images_too(tiny_codec: groupedmixer.Codec) -> None:

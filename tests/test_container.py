@@ -37,6 +37,7 @@ from groupedmixer.errors import (
     UnsupportedVersionError,
     WrongWeightsError,
 )
+from groupedmixer.limits import MAX_METADATA
 from groupedmixer.tiles import tile_grid
 
 HEADER = Header(
@@ -50,6 +51,8 @@ HEADER = Header(
     tile_latents=16,
 )
 SMALL = GmxFile(HEADER, (Tile(b"first stream", 0xDEADBEEF), Tile(b"second", 7)), alpha=b"a png")
+
+FULL = replace(SMALL, icc_profile=b"a profile", exif=b"II*\0", xmp=b"<x/>")
 
 NAMES = st.text("abcdefghijklmnopqrstuvwxyz0123456789._-", min_size=1, max_size=32)
 HEADERS = st.builds(
@@ -89,6 +92,9 @@ def header_body() -> bytes:
 TILE = chunk(b"TILE", struct.pack("<5I", 2, 12, 0xDEADBEEF, 6, 7))
 STRM = chunk(b"STRM", b"first streamsecond")
 ALPH = chunk(b"ALPH", b"a png")
+ICCP = chunk(b"ICCP", b"a profile", flags=0)
+EXIF = chunk(b"EXIF", b"II*\0", flags=0)
+XMPP = chunk(b"XMPP", b"<x/>", flags=0)
 
 
 def repaired(data: bytes) -> bytes:
@@ -116,9 +122,10 @@ def read_all(data: bytes) -> None:
             assert str(error)
 
 
-def test_a_file_comes_back() -> None:
-    assert parse(write(SMALL)) == SMALL
-    assert parse_header(write(SMALL)) == HEADER
+@pytest.mark.parametrize("file", [SMALL, FULL])
+def test_a_file_comes_back(file: GmxFile) -> None:
+    assert parse(write(file)) == file
+    assert parse_header(write(file)) == HEADER
 
 
 def test_the_bytes_are_those_of_the_specification() -> None:
@@ -133,6 +140,32 @@ def test_the_bytes_are_those_of_the_specification() -> None:
     )
     head = b"\x8bGMX\x00" + struct.pack("<H", len(body)) + body
     assert write(SMALL) == head + struct.pack("<I", zlib.crc32(head)) + TILE + STRM + ALPH
+
+
+def test_metadata_come_first_and_need_not_be_understood() -> None:
+    assert write(FULL) == header_bytes(6) + ICCP + EXIF + XMPP + TILE + STRM + ALPH
+    assert [one.must_understand for one in read_chunks(write(FULL))] == [False] * 3 + [True] * 3
+    only_xmp = replace(SMALL, xmp=b"<x/>")
+    assert write(only_xmp) == header_bytes(4) + XMPP + TILE + STRM + ALPH
+
+
+@pytest.mark.parametrize("field", ["icc_profile", "exif", "xmp"])
+def test_metadata_have_a_length(field: str) -> None:
+    longest = replace(SMALL, **{field: bytes(MAX_METADATA)})
+    assert parse(write(longest)) == longest
+    for length in (0, MAX_METADATA + 1):
+        with pytest.raises(
+            ValueError, match=rf"^{field} must have 1\.\.4194304 bytes, got {length}"
+        ):
+            write(replace(SMALL, **{field: bytes(length)}))
+
+
+@pytest.mark.parametrize("length", [0, MAX_METADATA + 1])
+@pytest.mark.parametrize("kind", [b"ICCP", b"EXIF", b"XMPP"])
+def test_parse_refuses_metadata_of_other_lengths(kind: bytes, length: int) -> None:
+    data = header_bytes(3) + chunk(kind, bytes(length), flags=0) + TILE + STRM
+    with pytest.raises(CorruptError, match=rf"{kind.decode()}' must have 1\.\.4194304 bytes, got"):
+        parse(data)
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
@@ -151,7 +184,15 @@ def test_all_fields_come_back(header: Header, draw: st.DataObject) -> None:
     crc = draw.draw(st.integers(0, (1 << 32) - 1))
     streams = [draw.draw(st.binary(max_size=40)) for _ in range(min(grid.count, 4))]
     tiles = tuple(Tile(streams[index % 4], crc) for index in range(grid.count))
-    file = GmxFile(header, tiles, draw.draw(st.none() | st.binary(max_size=20)))
+    metadata = st.none() | st.binary(min_size=1, max_size=20)
+    file = GmxFile(
+        header,
+        tiles,
+        draw.draw(st.none() | st.binary(max_size=20)),
+        icc_profile=draw.draw(metadata),
+        exif=draw.draw(metadata),
+        xmp=draw.draw(metadata),
+    )
     data = write(file)
     assert parse(data) == file
     assert write(parse(data)) == data
@@ -262,16 +303,18 @@ def test_empty_says_so() -> None:
         parse(b"")
 
 
-def test_every_truncation_is_diagnosed() -> None:
-    data = write(SMALL)
+@pytest.mark.parametrize("file", [SMALL, FULL])
+def test_every_truncation_is_diagnosed(file: GmxFile) -> None:
+    data = write(file)
     for length in range(1, len(data)):
         with pytest.raises(TruncatedError):
             parse(data[:length])
         read_all(data[:length])
 
 
-def test_every_flipped_bit_is_noticed() -> None:
-    data = bytearray(write(SMALL))
+@pytest.mark.parametrize("file", [SMALL, FULL])
+def test_every_flipped_bit_is_noticed(file: GmxFile) -> None:
+    data = bytearray(write(file))
     for bit in range(8 * len(data)):
         data[bit // 8] ^= 1 << bit % 8
         with pytest.raises(GmxError):
@@ -279,9 +322,10 @@ def test_every_flipped_bit_is_noticed() -> None:
         data[bit // 8] ^= 1 << bit % 8
 
 
-def test_random_damage_is_an_expected_error() -> None:
+@pytest.mark.parametrize("file", [SMALL, FULL])
+def test_random_damage_is_an_expected_error(file: GmxFile) -> None:
     random_source = random.Random(20240501)
-    original = write(SMALL)
+    original = write(file)
     parsed = 0
     for _ in range(1500):
         data = bytearray(original)
@@ -363,6 +407,10 @@ def test_the_tile_table_must_fit_the_streams(table: bytes) -> None:
         ([TILE, TILE, STRM], "'TILE' comes twice"),
         ([TILE, STRM, ALPH, ALPH], "'ALPH' comes twice"),
         ([chunk(b"TILE", TILE[13:-4], flags=0), STRM], "marked as must-understand"),
+        ([EXIF, EXIF, TILE, STRM], "'EXIF' comes twice"),
+        ([EXIF, ICCP, TILE, STRM], "'ICCP' must come before 'EXIF'"),
+        ([TILE, STRM, XMPP], "'XMPP' must come before 'TILE'"),
+        ([chunk(b"XMPP", b"<x/>"), TILE, STRM], "'XMPP' must not be marked as must-understand"),
         ([TILE, STRM, chunk(b"noTe", b"", flags=2)], "unknown flags"),
         ([TILE, STRM, chunk(b"no e", b"")], "4 letters"),
     ],

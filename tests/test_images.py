@@ -3,18 +3,26 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import struct
 import warnings
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from PIL import Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageOps, PngImagePlugin
 
-from groupedmixer.errors import CorruptError, PixelLimitError, UnsupportedImageError
+from groupedmixer import images
+from groupedmixer.errors import (
+    CorruptError,
+    MetadataWarning,
+    PixelLimitError,
+    UnsupportedImageError,
+)
 from groupedmixer.image_formats import OUTPUT_FORMATS, encode_image, format_of_suffix
 from groupedmixer.images import (
     MAX_PIXELS,
@@ -26,6 +34,7 @@ from groupedmixer.images import (
     load_picture,
     to_pil,
 )
+from groupedmixer.limits import MAX_METADATA
 
 HEIGHT, WIDTH = 5, 7
 GREY: npt.NDArray[np.uint8] = np.arange(0, 245, 7, np.uint8).reshape(HEIGHT, WIDTH)
@@ -46,18 +55,19 @@ def same(picture: Picture, image: Image.Image) -> bool:
 def png(width: int, height: int, depth: int, kind: int, rows: bytes, extra: bytes = b"") -> bytes:
     """A PNG made by hand, for what Pillow cannot write."""
 
-    def part(name: bytes, data: bytes) -> bytes:
-        crc = zlib.crc32(name + data)
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", crc)
-
     head = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n"
-        + part(b"IHDR", head)
+        + png_part(b"IHDR", head)
         + extra
-        + part(b"IDAT", zlib.compress(rows))
-        + part(b"IEND", b"")
+        + png_part(b"IDAT", zlib.compress(rows))
+        + png_part(b"IEND", b"")
     )
+
+
+def png_part(name: bytes, data: bytes) -> bytes:
+    crc = zlib.crc32(name + data)
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", crc)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I;16N", "I"])
@@ -214,20 +224,339 @@ def test_orientation_of_other_formats(tmp_path: Path, suffix: str) -> None:
     assert same(load_picture(path), expected)
 
 
-def test_cmyk_with_a_profile_goes_through_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def icc_profile(space: bytes, tag: bytes = b"", data: bytes = b"") -> bytes:
+    """An ICC profile of version 2 with one tag at most; PCS Lab."""
+    tags = struct.pack(">I", 1) + tag + struct.pack(">II", 144, len(data)) if tag else bytes(4)
+    size = 128 + len(tags) + len(data)
+    head = struct.pack(">I", size) + bytes(4) + b"\x02\x10\0\0" + b"prtr" + space + b"Lab "
+    head += bytes(12) + b"acsp" + bytes(28)
+    head += struct.pack(">3i", 0xF6D6, 0x10000, 0xD32D)  # the illuminant, D50
+    return head.ljust(128, b"\0") + tags + data
+
+
+CYAN_LAB, BLACK_LAB, PAPER_LAB = (55, -37, -50), (10, 0, 0), (100, 0, 0)
+
+
+def cmyk_profile() -> bytes:
+    """A printer whose cyan is that of print and whose other inks are all black."""
+    corners = []
+    for corner in range(16):  # the last channel changes fastest
+        if corner & 0b0111:
+            colour = BLACK_LAB
+        else:
+            colour = CYAN_LAB if corner else PAPER_LAB
+        corners += [round(colour[0] * 2.55), colour[1] + 128, colour[2] + 128]
+    identity = struct.pack(">9i", *(0x10000 if i % 4 == 0 else 0 for i in range(9)))
+    ramp = bytes(range(256))
+    lut = b"mft1" + bytes(4) + bytes([4, 3, 2, 0]) + identity + 4 * ramp + bytes(corners) + 3 * ramp
+    return icc_profile(b"CMYK", b"A2B0", lut)
+
+
+@functools.cache
+def srgb_profile() -> bytes:
+    """One profile, as each that is made has the time of its making in it."""
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".tif"])
+def test_cmyk_with_a_profile_goes_through_it(tmp_path: Path, suffix: str) -> None:
+    image = Image.new("CMYK", (48, 16))
+    image.paste((255, 0, 0, 0), (16, 0, 32, 16))
+    image.paste((0, 0, 0, 255), (32, 0, 48, 16))
+    image.save(tmp_path / f"inks{suffix}", icc_profile=cmyk_profile())
+    picture = load_picture(tmp_path / f"inks{suffix}")
+    paper, cyan, black = (picture.rgb[8, x].astype(int) for x in (8, 24, 40))
+    assert paper.min() > 250
+    assert np.abs(cyan - (0, 146, 218)).max() < 12  # CYAN_LAB in sRGB; (0, 255, 255) without it
+    assert black.max() < 40
+    assert picture.icc_profile is None
+
+
+@pytest.mark.parametrize("profile", [b"not a profile", srgb_profile(), icc_profile(b"CMYK")])
+def test_cmyk_with_a_useless_profile_is_cmyk_without_one(profile: bytes) -> None:
     image = Image.fromarray(RGB).convert("CMYK")
-    image.info["icc_profile"] = b"not a profile"
-    with pytest.raises(UnsupportedImageError, match="ICC profile cannot be used"):
-        from_pil(image)
+    image.info["icc_profile"] = profile
+    with pytest.warns(MetadataWarning, match="CMYK ICC profile is dropped"):
+        picture = from_pil(image)
+    assert same(picture, image.convert("RGB"))
+    assert picture.icc_profile is None
 
-    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    image.info["icc_profile"] = srgb  # of the wrong colour space
-    with pytest.raises(UnsupportedImageError, match="ICC profile cannot be used"):
-        from_pil(image)
 
-    converted = Image.new("RGB", image.size, (1, 2, 3))
-    monkeypatch.setattr(ImageCms, "profileToProfile", lambda *args, **options: converted)
-    assert same(from_pil(image), converted)
+@pytest.mark.parametrize(
+    ("array", "space", "kept"),
+    [
+        (RGB, b"RGB ", True),
+        (RGBA, b"RGB ", True),
+        (GREY, b"GRAY", True),
+        (RGB, b"GRAY", False),
+        (GREY, b"RGB ", False),
+        (RGB, b"CMYK", False),
+    ],
+)
+def test_a_profile_is_kept_where_it_fits_the_samples(
+    array: npt.NDArray[np.uint8], space: bytes, kept: bool
+) -> None:
+    image = Image.fromarray(array)
+    image.info["icc_profile"] = icc_profile(space)
+    if not kept:
+        with pytest.warns(MetadataWarning, match="ICC profile is dropped: its colour space is"):
+            assert from_pil(image).icc_profile is None
+        return
+    picture = from_pil(image)
+    assert picture.icc_profile == icc_profile(space)
+    assert same(picture, Image.fromarray(array))  # unconverted
+    assert picture.without_metadata().icc_profile is None
+    assert picture.without_metadata().rgb is picture.rgb
+
+
+def exif_of(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[TIFF_ORIENTATION] = orientation
+    exif[ExifTags.Base.Artist] = "A. Nonymous"
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.ISOSpeedRatings] = 200
+    return exif
+
+
+def xmp_of(orientation: int, *, element: bool = False) -> bytes:
+    attribute, inside = f' tiff:Orientation="{orientation}"', ""
+    if element:
+        attribute, inside = "", f"<tiff:Orientation>{orientation}</tiff:Orientation>"
+    return (
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF '
+        'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description '
+        f'xmlns:tiff="http://ns.adobe.com/tiff/1.0/"{attribute}>{inside}é</rdf:Description>'
+        "</rdf:RDF></x:xmpmeta>"
+    ).encode()
+
+
+NO_TURN = xmp_of(1).replace(b' tiff:Orientation="1"', b" ")  # Pillow turns a TIFF while it loads
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+def test_metadata_of_files_come_upright(tmp_path: Path, suffix: str, orientation: int) -> None:
+    path = tmp_path / f"turned{suffix}"
+    output_format = format_of_suffix(suffix)
+    assert output_format is not None
+    image = Image.fromarray(np.kron(RGB, np.ones((16, 16, 1), np.uint8)))
+    image.info["icc_profile"] = srgb_profile()
+    image.info["xmp"] = xmp_of(orientation)
+    if suffix == ".tif":  # whose directory is where the orientation stands
+        directory = exif_of(orientation)
+        directory[700] = xmp_of(orientation)
+        image.save(path, exif=directory.tobytes())
+    else:
+        image.info["exif"] = exif_of(orientation).tobytes()
+        path.write_bytes(encode_image(image, output_format))
+    with Image.open(path) as stored:
+        expected = ImageOps.exif_transpose(stored)
+    picture = load_picture(path)
+    assert same(picture, expected)
+    assert picture.icc_profile == srgb_profile()
+    assert picture.xmp == (xmp_of(1) if suffix != ".tif" or orientation == 1 else NO_TURN)
+    assert picture.exif is not None
+    exif = Image.Exif()
+    exif.load(picture.exif)
+    assert exif.get(TIFF_ORIENTATION, 1) == 1
+    assert exif[ExifTags.Base.Artist] == "A. Nonymous"
+    assert exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.ISOSpeedRatings] == 200
+    # Nothing is left that would turn it again, neither for us nor for those who read our outputs.
+    assert same(from_pil(to_pil(picture)), expected)
+    for other in OUTPUT_FORMATS.values():
+        with Image.open(io.BytesIO(encode_image(to_pil(picture), other))) as back:
+            assert ImageOps.exif_transpose(back).size == expected.size
+
+
+@pytest.mark.parametrize("name", ["png", "webp", "tiff", "jpeg"])
+def test_output_formats_take_the_metadata(name: str) -> None:
+    picture = Picture(RGB, icc_profile=srgb_profile(), exif=exif_of(1).tobytes()[6:], xmp=xmp_of(1))
+    data = encode_image(to_pil(picture), OUTPUT_FORMATS[name])
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.info["icc_profile"] == srgb_profile()
+        assert image.info["xmp"] == xmp_of(1)
+        assert image.getexif()[ExifTags.Base.Artist] == "A. Nonymous"
+        back = from_pil(image)
+    assert (back.icc_profile, back.xmp) == (picture.icc_profile, picture.xmp)
+    if name != "tiff":
+        assert back.exif == picture.exif
+
+
+def test_metadata_that_an_output_format_cannot_hold_are_dropped() -> None:
+    image = Image.fromarray(RGB)
+    image.info["exif"] = b"Exif\0\0II*\0" + bytes(70000)
+    image.info["xmp"] = b"<x>" + b" " * 70000 + b"</x>"
+    with pytest.warns(MetadataWarning) as caught:
+        data = encode_image(image, OUTPUT_FORMATS["jpeg"])
+    assert [str(one.message)[:55] for one in caught] == [
+        "metadata are dropped: JPEG holds at most 65533 bytes of",
+        "metadata are dropped: JPEG holds at most 65504 bytes of",
+    ]
+    assert len(data) < 10000
+
+
+def test_hostile_exif_does_not_reach_the_directory_of_a_tiff() -> None:
+    image = Image.fromarray(RGB)
+    hostile = Image.Exif()
+    hostile[256], hostile[273] = 100000, 7  # ImageWidth, StripOffsets
+    image.info["exif"] = hostile.tobytes()
+    with Image.open(io.BytesIO(encode_image(image, OUTPUT_FORMATS["tiff"]))) as back:
+        assert np.array_equal(np.asarray(back), RGB)
+    random = np.random.default_rng(0)
+    data = bytearray(exif_of(1).tobytes())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(200):
+            damaged = bytearray(data)
+            for at in random.integers(6, len(data), 3):
+                damaged[at] = random.integers(0, 256)
+            image.info["exif"] = bytes(damaged)
+            with Image.open(io.BytesIO(encode_image(image, OUTPUT_FORMATS["tiff"]))) as back:
+                assert np.array_equal(np.asarray(back), RGB)
+
+
+@pytest.mark.parametrize("name", ["png", "webp", "tiff", "jpeg"])
+def test_any_metadata_of_a_file_can_be_written(name: str) -> None:
+    """A .gmx file hands its metadata on unchecked."""
+    random = np.random.default_rng(0)
+    picture = as_picture(GREY)
+    for start in (b"", b"II*\0\x08\0\0\0", b"MM\0*\0\0\0\x08"):
+        for length in (1, 9, 40, 3000):
+            noise = start + random.bytes(length)
+            hostile = replace(picture, icc_profile=noise, exif=noise, xmp=noise)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                data = encode_image(to_pil(hostile), OUTPUT_FORMATS[name])
+                with Image.open(io.BytesIO(data)) as back:
+                    assert back.size == (WIDTH, HEIGHT)
+                    if name != "jpeg":
+                        assert np.array_equal(np.asarray(back.convert("L")), GREY)
+
+
+def test_damaged_metadata_do_not_stop_a_good_picture(tmp_path: Path) -> None:
+    """Every byte of the EXIF data of a JPEG is changed in turn."""
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(RGB).save(path, exif=exif_of(1))
+    data = path.read_bytes()
+    begin = data.index(b"Exif\0\0") + 6
+    with Image.open(path) as image:
+        end = begin + len(image.info["exif"]) - 6
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for at in range(begin, end):
+            for value in (0, 255, data[at] ^ 1):
+                path.write_bytes(data[:at] + bytes([value]) + data[at + 1 :])
+                assert {WIDTH, HEIGHT} == set(load_picture(path).rgb.shape[:2])
+
+
+def test_a_png_with_bombs_for_metadata_is_a_good_picture(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.png"
+    bomb = zlib.compress(bytes(1 << 24), 9)
+    rows = b"".join(b"\0" + row.tobytes() for row in RGB)
+    for kind, head in (
+        (b"zTXt", b"Comment\0\0"),
+        (b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0"),
+        (b"iCCP", b"profile\0\0"),
+    ):
+        part = png_part(kind, head + bomb)
+        path.write_bytes(png(WIDTH, HEIGHT, 8, 2, rows, part))
+        with pytest.warns(MetadataWarning, match="texts of the PNG are dropped"):
+            picture = load_picture(path)
+        assert np.array_equal(picture.rgb, RGB)
+        assert (picture.icc_profile, picture.xmp) == (None, None)
+    path.write_bytes(png(WIDTH, HEIGHT, 8, 2, b"too little", part))
+    with pytest.raises(UnsupportedImageError, match="cannot be decoded"):
+        load_picture(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("exif", b"Exif\0\0nonsense", "EXIF is dropped"),
+        ("exif", b"Exif\0\0II*\0\xff\0\0\0", "EXIF is dropped"),
+        ("xmp", b"<x>\0</x>", "XMP is dropped: it is not XML"),
+        ("xmp", b"<x>" * MAX_METADATA, "XMP is dropped: it must have 1..4194304 bytes"),
+        ("icc_profile", b"profile", "ICC profile is dropped: it has no header"),
+    ],
+)
+def test_metadata_that_cannot_be_kept(key: str, value: bytes, reason: str) -> None:
+    image = Image.fromarray(RGB)
+    image.info[key] = value
+    with pytest.warns(MetadataWarning, match=reason):
+        picture = from_pil(image)
+    assert (picture.icc_profile, picture.exif, picture.xmp) == (None, None, None)
+    assert same(picture, Image.fromarray(RGB))
+
+
+def test_png_texts_that_hold_exif(tmp_path: Path) -> None:
+    data = exif_of(6).tobytes()
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("Raw profile type exif", f"\nexif\n{len(data):8}\n{data.hex()}\n")
+    Image.fromarray(RGB).save(tmp_path / "old.png", pnginfo=texts)
+    picture = load_picture(tmp_path / "old.png")
+    assert (picture.height, picture.width) == (WIDTH, HEIGHT)
+    exif = Image.Exif()
+    assert picture.exif is not None
+    exif.load(picture.exif)
+    assert exif[TIFF_ORIENTATION] == 1
+    assert exif[ExifTags.Base.Artist] == "A. Nonymous"
+
+
+def test_large_pictures_are_taken_in_bands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "_BAND_PIXELS", 2 * WIDTH)
+    profile = cmyk_profile()
+    inks = Image.fromarray(RGB).convert("CMYK")
+    whole = ImageCms.profileToProfile(
+        inks,
+        ImageCms.ImageCmsProfile(io.BytesIO(profile)),
+        ImageCms.createProfile("sRGB"),
+        outputMode="RGB",
+    )
+    assert whole is not None
+    inks.info["icc_profile"] = profile
+    assert same(from_pil(inks), whole)
+    for orientation in range(1, 9):
+        image = Image.fromarray(RGBA)
+        image.getexif()[TIFF_ORIENTATION] = orientation
+        assert same(from_pil(image), ImageOps.exif_transpose(image))
+
+
+@pytest.mark.parametrize("mode", ["1", "LA", "I;16", "I;16B", "P", "PA", "YCbCr"])
+def test_bands_of_all_kinds_join(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    if mode.startswith("I;16"):
+        image = Image.frombytes(mode, (WIDTH, HEIGHT), bytes(RGBA[..., :2].tobytes()))
+    else:
+        image = Image.fromarray(RGB).convert("P" if mode == "PA" else mode.removesuffix("A"))
+        image = image.convert(mode)
+    if mode in ("P", "I;16"):
+        image.info["transparency"] = image.getpixel((2, 3))
+    whole = from_pil(image)
+    monkeypatch.setattr(images, "_BAND_PIXELS", 2 * WIDTH)
+    assert same(from_pil(image), to_pil(whole))
+    assert (whole.alpha is None) == (mode in ("1", "I;16B", "YCbCr"))
+
+
+def test_16_bit_colour_files_lose_their_low_bytes_and_no_more(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for kind, channels in ((2, 3), (6, 4), (4, 2)):  # RGB, RGBA, grey with alpha
+        wide = random.integers(0, 65536, (HEIGHT, WIDTH, channels)).astype(">u2")
+        rows = b"".join(b"\0" + row.tobytes() for row in wide)
+        (tmp_path / "wide.png").write_bytes(png(WIDTH, HEIGHT, 16, kind, rows))
+        picture = load_picture(tmp_path / "wide.png")
+        high = (wide >> 8).astype(np.uint8)
+        if kind == 4:
+            high = high[..., [0, 0, 0, 1]]
+        assert np.array_equal(picture.rgb, high[..., :3])
+        if channels != 3:
+            assert picture.alpha is not None
+            assert np.array_equal(picture.alpha, high[..., 3])
+
+
+@pytest.mark.parametrize("value", [0, 128, 255])
+def test_a_constant_alpha_plane_costs_next_to_nothing(value: int) -> None:
+    alpha = np.full((512, 768), value, np.uint8)
+    data = encode_alpha(alpha)
+    assert len(data) < 80
+    assert np.array_equal(decode_alpha(data, 768, 512), alpha)
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".png", ".webp", ".tif"])
@@ -250,22 +579,22 @@ def test_the_first_frame_of_an_mpo_photograph_is_taken(tmp_path: Path) -> None:
 
 def test_the_pixel_limit_comes_before_the_pixels(tmp_path: Path) -> None:
     path = tmp_path / "bomb.png"
-    path.write_bytes(png(20000, 5000, 8, 0, b"no such pixels"))
+    path.write_bytes(png(20000, 8000, 8, 0, b"no such pixels"))
     before = Image.MAX_IMAGE_PIXELS
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        with pytest.raises(PixelLimitError, match="20000 x 5000"):
+        with pytest.raises(PixelLimitError, match="20000 x 8000"):
             load_picture(path)
     path.write_bytes(png(20000, 20000, 8, 0, b"no such pixels"))
     with pytest.raises(PixelLimitError):
         load_picture(path)
     assert before == Image.MAX_IMAGE_PIXELS
-    assert MAX_PIXELS == 2**26
+    assert MAX_PIXELS == 2**27
 
 
 def test_warnings_as_errors_are_the_pixel_limit_too(tmp_path: Path) -> None:
     path = tmp_path / "bomb.png"
-    path.write_bytes(png(20000, 5000, 8, 0, b"no such pixels"))
+    path.write_bytes(png(20000, 8000, 8, 0, b"no such pixels"))
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with pytest.raises(PixelLimitError):
@@ -282,6 +611,23 @@ def test_a_higher_limit_lifts_pillows_own(tmp_path: Path, monkeypatch: pytest.Mo
         load_picture(path, WIDTH * HEIGHT - 1)
     assert Image.MAX_IMAGE_PIXELS == 10
     assert np.array_equal(decode_alpha(encode_alpha(ALPHA), WIDTH, HEIGHT), ALPHA)
+
+
+def test_readers_share_pillows_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that ends does not lower the limit for another that still reads."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    first, second = images._pillow_limit(100), images._pillow_limit(50)
+    with first:
+        second.__enter__()
+        assert Image.MAX_IMAGE_PIXELS == 100
+    assert Image.MAX_IMAGE_PIXELS == 50
+    with images._pillow_limit(5):
+        assert Image.MAX_IMAGE_PIXELS == 50
+    second.__exit__(None, None, None)
+    assert Image.MAX_IMAGE_PIXELS == 10
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    with images._pillow_limit(5):
+        assert Image.MAX_IMAGE_PIXELS is None
 
 
 def test_files_that_are_no_images(tmp_path: Path) -> None:
@@ -411,6 +757,7 @@ def encoded(array: npt.NDArray[np.generic], image_format: str, **options: object
         encoded(ALPHA.astype(np.uint16), "PNG"),
         encoded(ALPHA > 9, "PNG"),
         encoded(ALPHA[:-1], "PNG"),
+        encoded(ALPHA[:1, :2], "PNG"),
         encoded(ALPHA.T.copy(), "PNG"),
         encoded(ALPHA, "PNG", save_all=True, append_images=[Image.fromarray(GREY)]),
         png(30000, 30000, 8, 0, b""),

@@ -15,6 +15,8 @@ import spec_decoder
 from conftest import picture, random_model
 from PIL import Image
 from spec_decoder import SpecError
+from test_container import chunk
+from test_images import exif_of, srgb_profile, xmp_of
 
 import groupedmixer
 from groupedmixer import container
@@ -54,6 +56,11 @@ def check(codec, weights_path: Path, image: Image.Image, quality: float) -> None
         reference = reference.convert("RGB")
     else:
         assert decoded.alpha is None
+    assert decoded.metadata == {
+        kind: image.info[key].removeprefix(b"Exif\0\0")
+        for kind, key in ((b"ICCP", "icc_profile"), (b"EXIF", "exif"), (b"XMPP", "xmp"))
+        if key in image.info
+    }
     np.testing.assert_array_equal(decoded.pixels, np.asarray(reference), strict=True)
 
 
@@ -85,6 +92,36 @@ def test_several_windows_each_way(tiny_codec, weights_path):
 
 def test_rgba(tiny_codec, weights_path):
     check(tiny_codec, weights_path, with_alpha(picture(33, 50, 2)), 3.3)
+
+
+def test_constant_alpha(tiny_codec, weights_path):
+    image = picture(33, 50, 2)
+    image.putalpha(77)
+    check(tiny_codec, weights_path, image, 3.3)
+
+
+def test_metadata(tiny_codec, weights_path):
+    image = picture(20, 30, 2)
+    image.info["icc_profile"] = srgb_profile()
+    image.info["exif"] = exif_of(1).tobytes()
+    image.info["xmp"] = xmp_of(1)
+    check(tiny_codec, weights_path, image, 3.3)
+
+
+def test_metadata_out_of_place(sample, weights_path):
+    end = 7 + int.from_bytes(sample[5:7], "little") + 4
+    head = bytearray(sample[:end])
+    exif = chunk(b"EXIF", b"II*\0", flags=0)
+    for chunks in (
+        [exif, sample[end:], exif],  # behind the streams
+        [exif, exif, sample[end:]],
+        [chunk(b"EXIF", b"II*\0", flags=1), sample[end:]],
+        [chunk(b"EXIF", b"", flags=0), sample[end:]],
+    ):
+        head[end - 6 : end - 4] = (len(chunks) + 1).to_bytes(2, "little")
+        head[end - 4 :] = zlib.crc32(head[: end - 4]).to_bytes(4, "little")
+        with pytest.raises(SpecError, match="EXIF"):
+            spec_decoder.decode(bytes(head) + b"".join(chunks), weights_path)
 
 
 def test_greyscale(tiny_codec, weights_path):

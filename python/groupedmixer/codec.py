@@ -78,7 +78,14 @@ class Codec:
     def __repr__(self) -> str:
         return f"Codec({self.name!r}, {self.fingerprint.hex()}, device={str(self.device)!r})"
 
-    def compress(self, image: object, quality: float = 4.0, *, stages: Stages = UNTIMED) -> bytes:
+    def compress(
+        self,
+        image: object,
+        quality: float = 4.0,
+        *,
+        metadata: bool = True,
+        stages: Stages = UNTIMED,
+    ) -> bytes:
         """Compresses an image to the bytes of a .gmx file.
 
         Parameters
@@ -89,8 +96,16 @@ class Codec:
             `groupedmixer.images` for other Pillow modes.
         quality
             0 (small) .. 7 (fine), in steps of 1/256.
+        metadata
+            Whether to store the ICC profile, EXIF data and XMP that come with the image. Without
+            its profile, a picture whose colours are not sRGB's will look wrong.
         stages
             Collects where the time goes.
+
+        Warns
+        -----
+        MetadataWarning
+            If metadata are damaged or too large, and were dropped.
 
         Raises
         ------
@@ -103,6 +118,8 @@ class Codec:
         """
         field = quality_field(quality)
         picture = as_picture(image)
+        if not metadata:
+            picture = picture.without_metadata()
         coded = self.encode_latent(picture, quality, want_latent=False, stages=stages)
         with stages("file"):
             header = Header(
@@ -118,7 +135,15 @@ class Codec:
             )
             tiles = tuple(Tile(tile.stream, tile.checksum) for tile in coded.tiles)
             alpha = None if picture.alpha is None else encode_alpha(picture.alpha)
-            return container.write(GmxFile(header, tiles, alpha))
+            file = GmxFile(
+                header,
+                tiles,
+                alpha,
+                icc_profile=picture.icc_profile,
+                exif=picture.exif,
+                xmp=picture.xmp,
+            )
+            return container.write(file)
 
     def decompress(
         self,
@@ -129,6 +154,9 @@ class Codec:
         stages: Stages = UNTIMED,
     ) -> Image.Image:
         """Reads a .gmx file: a Pillow image of mode RGB, L, RGBA or LA.
+
+        Its ``info`` has the metadata of the file under ``"icc_profile"``, ``"exif"`` and ``"xmp"``,
+        as Pillow has them of a JPEG file. They are as trustworthy as the file.
 
         Parameters
         ----------
@@ -178,7 +206,15 @@ class Codec:
             if file.alpha is not None:
                 alpha = decode_alpha(file.alpha, header.width, header.height)
                 alpha = np.ascontiguousarray(alpha[box[1] : box[3], box[0] : box[2]])
-        return to_pil(Picture(rgb, alpha, grey))
+        picture = Picture(
+            rgb,
+            alpha,
+            grey,
+            icc_profile=_copied(file.icc_profile),
+            exif=_copied(file.exif),
+            xmp=_copied(file.xmp),
+        )
+        return to_pil(picture)
 
     def encode_latent(
         self,
@@ -272,6 +308,10 @@ class Codec:
                 levels = (x_hat.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
                 _paste(levels.cpu().numpy(), top - upper, first - left, out)
         return out
+
+
+def _copied(data: bytes | memoryview | None) -> bytes | None:
+    return None if data is None else bytes(data)
 
 
 def _coded_tiles(file: GmxFile) -> list[CodedTile]:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 
 from .errors import CorruptError, NotGmxError, TruncatedError, UnsupportedVersionError
-from .limits import MAX_SIDE, check_pixels
+from .limits import MAX_METADATA, MAX_SIDE, check_pixels
 from .tiles import LATENT_STRIDE, MAX_TILE, MIN_TILE, is_tile_size
 
 SIGNATURE = b"\x8bGMX"
@@ -50,7 +50,9 @@ _MIN_BODY = FINGERPRINT_BYTES + 2 * (1 + 1) + _HEADER_TAIL.size
 _MAX_BODY = FINGERPRINT_BYTES + 2 * (1 + MAX_NAME) + _HEADER_TAIL.size
 
 _TILES, _STREAMS, _ALPHA = "TILE", "STRM", "ALPH"
-_CHUNK_ORDER = (_TILES, _STREAMS, _ALPHA)
+_METADATA = {"ICCP": "icc_profile", "EXIF": "exif", "XMPP": "xmp"}  # chunk type -> field
+# Metadata come first: a reader has them before it has loaded the streams.
+_CHUNK_ORDER = (*_METADATA, _TILES, _STREAMS, _ALPHA)
 _REQUIRED_CHUNKS = (_TILES, _STREAMS)
 
 
@@ -93,6 +95,10 @@ class GmxFile:
     tiles: tuple[Tile, ...]  # raster order
     alpha: bytes | memoryview | None = None  # 8-bit grey PNG of exactly width x height
     ignored: tuple[str, ...] = ()  # types of the optional chunks this version does not know
+    # Metadata, 1..2^22 bytes each. They are stored as they are and never looked into here.
+    icc_profile: bytes | memoryview | None = None  # of the samples' colour space
+    exif: bytes | memoryview | None = None  # from the byte-order mark on; orientation 1 or none
+    xmp: bytes | memoryview | None = None  # an XMP packet in UTF-8; orientation 1 or none
 
 
 @dataclass(frozen=True)
@@ -137,9 +143,18 @@ def write(file: GmxFile) -> bytes:
                 f"tiles[{index}].latent_crc must be in 0..2^32-1, got {tile.latent_crc}"
             )
 
+    chunks: list[tuple[str, list[bytes | memoryview]]] = []
+    for chunk_type, field in _METADATA.items():
+        payload = getattr(file, field)
+        if payload is None:
+            continue
+        fault = _metadata_fault(field, len(payload))
+        if fault:
+            raise ValueError(fault)
+        chunks.append((chunk_type, [payload]))
     table = [_TILE_COUNT.pack(len(file.tiles))]
     table += [_TILE_ENTRY.pack(len(tile.stream), tile.latent_crc) for tile in file.tiles]
-    chunks: list[tuple[str, list[bytes | memoryview]]] = [
+    chunks += [
         (_TILES, [b"".join(table)]),
         (_STREAMS, [tile.stream for tile in file.tiles]),
     ]
@@ -147,13 +162,13 @@ def write(file: GmxFile) -> bytes:
         chunks.append((_ALPHA, [file.alpha]))
 
     parts: list[bytes | memoryview] = [_pack_header(file.header, len(chunks))]
-    for chunk_type, payload in chunks:
-        parts += _pack_chunk(chunk_type, payload)
+    for chunk_type, payloads in chunks:
+        parts += _pack_chunk(chunk_type, payloads)
     return b"".join(parts)
 
 
 def parse(data: bytes | bytearray | memoryview, max_pixels: int | None = None) -> GmxFile:
-    """Reads and checks a whole .gmx file; streams and alpha are views of `data`, not decoded.
+    """Reads and checks a whole .gmx file; all but the tile table are views of `data`.
 
     Args:
         data: the whole file.
@@ -188,7 +203,8 @@ def parse(data: bytes | bytearray | memoryview, max_pixels: int | None = None) -
         if required not in payloads:
             raise CorruptError(f"the chunk '{required}' is missing")
     tiles = _read_tiles(header, payloads[_TILES], payloads[_STREAMS])
-    return GmxFile(header, tiles, payloads.get(_ALPHA), tuple(ignored))
+    metadata = {field: payloads.get(chunk_type) for chunk_type, field in _METADATA.items()}
+    return GmxFile(header, tiles, payloads.get(_ALPHA), tuple(ignored), **metadata)
 
 
 def parse_header(data: bytes | bytearray | memoryview) -> Header:
@@ -279,6 +295,12 @@ def _header_fault(header: Header) -> str | None:
     return None
 
 
+def _metadata_fault(name: str, length: int) -> str | None:
+    if 1 <= length <= MAX_METADATA:
+        return None
+    return f"{name} must have 1..{MAX_METADATA} bytes, got {length}"
+
+
 def _tiles_fault(header: Header, count: int) -> str | None:
     """The rule that bounds the number of tiles where k_h and k_w (1..16) are not known yet."""
     # The pitch is the tile size rounded down to a multiple of k, which takes less than half of
@@ -318,7 +340,8 @@ def _pack_header(header: Header, chunk_count: int) -> bytes:
 
 def _pack_chunk(chunk_type: str, parts: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
     length = sum(len(part) for part in parts)
-    head = _CHUNK_HEAD.pack(chunk_type.encode("ascii"), _MUST_UNDERSTAND, length)
+    flags = 0 if chunk_type in _METADATA else _MUST_UNDERSTAND
+    head = _CHUNK_HEAD.pack(chunk_type.encode("ascii"), flags, length)
     crc = zlib.crc32(head)
     for part in parts:
         crc = zlib.crc32(part, crc)
@@ -422,8 +445,14 @@ def _read_chunks(view: memoryview, at: int, count: int) -> Iterator[Chunk]:
 
 
 def _check_place(chunk: Chunk, seen: dict[str, memoryview]) -> None:
-    """A known chunk comes once, after those before it in _CHUNK_ORDER, and is mandatory."""
-    if not chunk.must_understand:
+    """A known chunk comes once, after those before it in _CHUNK_ORDER, and is marked right."""
+    if chunk.type in _METADATA:
+        if chunk.must_understand:
+            raise CorruptError(f"the chunk '{chunk.type}' must not be marked as must-understand")
+        fault = _metadata_fault(f"the chunk '{chunk.type}'", len(chunk.payload))
+        if fault:
+            raise CorruptError(fault)
+    elif not chunk.must_understand:
         raise CorruptError(f"the chunk '{chunk.type}' must be marked as must-understand")
     if chunk.type in seen:
         raise CorruptError(f"the chunk '{chunk.type}' comes twice")

@@ -65,3 +65,7 @@ class PixelLimitError(GmxError):
 
 class UnsupportedImageError(GmxError):
     """The input image cannot be coded: convert it as the message says."""
+
+
+class MetadataWarning(UserWarning):
+    """A part of the image's metadata cannot be kept and was dropped; the picture is whole."""

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .errors import UnsupportedImageError
+from .errors import MetadataWarning, UnsupportedImageError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -21,17 +22,33 @@ class OutputFormat:
     pillow_name: str
     suffixes: tuple[str, ...]  # lower case, with the dot; the first is the one given to new files
     keeps_alpha: bool
+    metadata: tuple[str, ...] = ()  # of "icc_profile", "exif" and "xmp", those that it takes
     options: Mapping[str, object] = field(default_factory=dict)
 
 
+_ALL = ("icc_profile", "exif", "xmp")
+
 OUTPUT_FORMATS: Mapping[str, OutputFormat] = {
-    "png": OutputFormat("PNG", (".png",), keeps_alpha=True),
-    "webp": OutputFormat("WEBP", (".webp",), keeps_alpha=True, options={"lossless": True}),
-    "tiff": OutputFormat("TIFF", (".tiff", ".tif"), keeps_alpha=True),
+    "png": OutputFormat("PNG", (".png",), keeps_alpha=True, metadata=_ALL),
+    "webp": OutputFormat(
+        "WEBP", (".webp",), keeps_alpha=True, metadata=_ALL, options={"lossless": True}
+    ),
+    "tiff": OutputFormat("TIFF", (".tiff", ".tif"), keeps_alpha=True, metadata=_ALL),
     "bmp": OutputFormat("BMP", (".bmp",), keeps_alpha=False),
     "ppm": OutputFormat("PPM", (".ppm", ".pnm", ".pgm"), keeps_alpha=False),
-    "jpeg": OutputFormat("JPEG", (".jpg", ".jpeg"), keeps_alpha=False, options={"quality": 95}),
+    "jpeg": OutputFormat(
+        "JPEG", (".jpg", ".jpeg"), keeps_alpha=False, metadata=_ALL, options={"quality": 95}
+    ),
 }
+
+
+_JPEG_LIMITS = {"exif": 65533, "xmp": 65504}  # bytes of one segment; profiles take several
+
+# What a directory says of the photograph, not of how samples are stored: ImageDescription, Make,
+# Model, XResolution, YResolution, ResolutionUnit, Software, DateTime, Artist, Copyright.
+_DESCRIPTIVE_TAGS = (270, 271, 272, 282, 283, 296, 305, 306, 315, 33432)
+_DESCRIPTIVE_DIRECTORIES = (34665, 34853)  # Exif, GPS
+_TIFF_XMP = 700
 
 
 def format_of_suffix(suffix: str) -> OutputFormat | None:
@@ -43,7 +60,9 @@ def format_of_suffix(suffix: str) -> OutputFormat | None:
 
 
 def encode_image(image: Image.Image, output_format: OutputFormat) -> bytes:
-    """The bytes of an image file.
+    """The bytes of an image file, with the metadata of `image.info` that the format takes.
+
+    Warns (MetadataWarning) of metadata that exceed what the format can hold.
 
     Raises:
         UnsupportedImageError: the format cannot hold the picture's alpha plane or its size.
@@ -55,9 +74,74 @@ def encode_image(image: Image.Image, output_format: OutputFormat) -> bytes:
         )
     stream = io.BytesIO()
     try:
-        image.save(stream, format=name, **output_format.options)
+        image.save(stream, format=name, **output_format.options, **_metadata(image, output_format))
     except (ValueError, OSError) as error:
         raise UnsupportedImageError(
             f"{name} cannot hold a picture of {image.width} x {image.height}: {error}"
         ) from error
     return stream.getvalue()
+
+
+def descriptive_exif(exif: Image.Exif, xmp: bytes = b"") -> bytes:
+    """EXIF data of what may move between EXIF and a TIFF file's directory, or none.
+
+    The latter also describes how samples are stored, which is no business of another file's. `xmp`
+    is for the directory of a TIFF file, where it has a tag.
+    """
+    from PIL import Image
+
+    kept = Image.Exif()
+    for tag in _DESCRIPTIVE_TAGS:
+        if tag in exif:
+            kept[tag] = exif[tag]
+    if xmp:
+        kept[_TIFF_XMP] = xmp
+    found = bool(kept)
+    for tag in _DESCRIPTIVE_DIRECTORIES:
+        if directory := exif.get_ifd(tag):
+            kept.get_ifd(tag).update(directory)
+            found = True
+    return kept.tobytes() if found else b""
+
+
+def _metadata(image: Image.Image, output_format: OutputFormat) -> dict[str, object]:
+    """The arguments of Pillow's save() for the metadata in `image.info`."""
+    found: dict[str, bytes] = {}
+    for key in output_format.metadata:
+        data = image.info.get(key)
+        if data is None:
+            continue
+        limit = _JPEG_LIMITS.get(key)
+        if output_format.pillow_name == "JPEG" and limit is not None and len(data) > limit:
+            _warn_dropped(f"JPEG holds at most {limit} bytes of {key}, got {len(data)}")
+        else:
+            found[key] = data
+    arguments: dict[str, object] = dict(found)
+    if output_format.pillow_name == "PNG" and "xmp" in found:
+        from PIL import PngImagePlugin
+
+        texts = PngImagePlugin.PngInfo()
+        texts.add_itxt("XML:com.adobe.xmp", found["xmp"])
+        del arguments["xmp"]
+        arguments["pnginfo"] = texts
+    elif output_format.pillow_name == "TIFF":
+        arguments.pop("xmp", None)
+        arguments["exif"] = _tiff_directory(found.get("exif", b""), found.get("xmp", b""))
+    return arguments
+
+
+def _tiff_directory(exif: bytes, xmp: bytes) -> bytes:
+    from PIL import Image
+
+    parsed = Image.Exif()
+    try:
+        if exif:
+            parsed.load(exif)
+        return descriptive_exif(parsed, xmp)
+    except Exception as error:  # Pillow's parser raises nearly anything on damaged data
+        _warn_dropped(f"TIFF cannot hold this EXIF ({error})")
+        return descriptive_exif(Image.Exif(), xmp)
+
+
+def _warn_dropped(reason: str) -> None:
+    warnings.warn(f"metadata are dropped: {reason}", MetadataWarning, 2)

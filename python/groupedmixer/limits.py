@@ -8,8 +8,14 @@ from .errors import PixelLimitError
 MAX_SIDE = 1 << 20
 """The largest width and height a .gmx file can hold, in pixels."""
 
-MAX_PIXELS = 1 << 26
-"""The default of every `max_pixels`: width x height of the largest picture accepted."""
+MAX_PIXELS = 1 << 27
+"""The default of every `max_pixels`: width x height of the largest picture accepted.
+
+134 megapixels; docs/performance.md says what memory they take.
+"""
+
+MAX_METADATA = 1 << 22
+"""The most bytes that a file holds of an ICC profile, of EXIF data and of an XMP packet, each."""
 
 
 def check_pixels(width: int, height: int, max_pixels: int) -> None:
