@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from groupedmixer_ext import __version__
 
+from .import_hooks import after_import
+
 if TYPE_CHECKING:
     from .acceleration import accelerate
     from .codec import Codec
@@ -77,3 +79,21 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+def _register_with_pillow() -> None:
+    from . import pillow_plugin
+
+    pillow_plugin.register()
+
+
+after_import("PIL.Image", _register_with_pillow)
+
+
+def _register_with_compressai() -> None:
+    from . import compressai
+
+    compressai.register()
+
+
+after_import("compressai.zoo", _register_with_compressai)
