@@ -1,41 +1,53 @@
 # SPDX-License-Identifier: MIT
-"""The command line: `groupedmixer compress | decompress | info | eval | train`.
+"""The command line: `groupedmixer compress | decompress | verify | info | eval | train`.
 
 READ ME FIRST
 - torch and Pillow are imported where they are needed: --help, --version and info start at once.
-- Exit codes: 0 all files are done, 1 at least one failed (the others are done all the same),
-  2 usage, 130 Ctrl-C.
+- Exit codes: see _EXIT_CODES.
 - An expected failure (GmxError, OSError, no memory) is one line on stderr. Anything else is a bug
-  and keeps its traceback.
+  and shows its traceback; the other files are done all the same.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import math
+import os
 import sys
+import threading
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
+from .batch import Stop, Terminated, run_batch
+from .batch_report import BatchReport, Outcome, failure, reason
 from .container import FORMAT_VERSION, MAX_QUALITY, QUALITY_STEPS, parse, quality_field, read_chunks
-from .errors import GmxError
-from .image_formats import OUTPUT_FORMATS, OutputFormat, encode_image, format_of_suffix
+from .errors import GmxError, MetadataWarning
+from .image_formats import OUTPUT_FORMATS, OutputFormat, format_of_suffix
+from .input_files import PICTURE_SUFFIXES, Found, find_inputs
 from .limits import MAX_PIXELS
-from .output_files import Job, Plan, PlanError, check_target, plan_outputs, write_atomically
+from .output_files import Job, PlanError, check_target, plan_outputs
+from .printable import printable
 from .training.command import add_train_options, settings_of
 
 if TYPE_CHECKING:
     from .codec import Codec
+    from .file_coding import Done, Region
 
 _SUFFIX = ".gmx"
 _EXPECTED = (GmxError, OSError, MemoryError)
+_SIGNALLED = 128  # and the signal's number, as shells have it
+_EXIT_CODES = (
+    "exit status: 0 all files are done; 1 at least one failed, the others are done all the same; "
+    "2 usage, nothing was done; 130 Ctrl-C, 143 SIGTERM: files are done or untouched, none half"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,6 +59,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: --help and --version (0) and what argparse refuses (2).
     """
+    code = _main(argv)
+    if argv is None and code > _SIGNALLED:
+        # We are the process, and pictures may still be coded that nobody waits for: see batch.py.
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        os._exit(code)
+    return code
+
+
+def _main(argv: Sequence[str] | None) -> int:
     args = _parser().parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold any bytes
@@ -58,19 +80,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.parser.print_usage(sys.stderr)
         print(f"{args.parser.prog}: error: {error}", file=sys.stderr)
         return 2
+    except Terminated as signal:
+        print("groupedmixer: terminated", file=sys.stderr)
+        return _SIGNALLED + signal.number
     except KeyboardInterrupt:
         print("groupedmixer: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader of our output has gone, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _SIGNALLED + 13
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="groupedmixer", description="Learned image compression with a grouped context."
+        prog="groupedmixer",
+        description="Learned image compression with a grouped context.",
+        epilog=_EXIT_CODES,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_compress(commands)
     _add_decompress(commands)
+    _add_verify(commands)
     _add_info(commands)
     _add_eval(commands)
     _add_train(commands)
@@ -88,9 +119,12 @@ def _add_compress(commands: Any) -> None:
     parser = commands.add_parser(
         "compress",
         help="images to .gmx files",
-        usage="%(prog)s [options] IN OUT.gmx | IN [IN ...] [-o DIR_OR_FILE]",
+        usage="%(prog)s [options] IN OUT.gmx | [-r] IN [IN ...] [-o DIR_OR_FILE]",
+        epilog=_EXIT_CODES,
     )
-    parser.add_argument("paths", nargs="+", metavar="IN", help="image files; IN OUT.gmx for one")
+    parser.add_argument(
+        "paths", nargs="+", metavar="IN", help="image files, folders with -r; IN OUT.gmx for one"
+    )
     amount = parser.add_mutually_exclusive_group()
     amount.add_argument(
         "-q",
@@ -113,7 +147,24 @@ def _add_compress(commands: Any) -> None:
         help="the smallest quality whose decode has this PSNR over RGB; up to 8 encodes",
     )
     parser.add_argument("--model", default="rt", metavar="NAME", help="default %(default)s")
-    _add_coding_options(parser)
+    parser.add_argument(
+        "--no-metadata",
+        dest="metadata",
+        action="store_false",
+        help="leave ICC profile, EXIF and XMP out; a wide-gamut picture will look wrong",
+    )
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="decode every file before it is written, and report its PSNR over RGB",
+    )
+    suffixes = " ".join(suffix[1:] for suffix in PICTURE_SUFFIXES)
+    _add_coding_options(
+        parser,
+        found=f"those with a suffix of a picture ({suffixes})",
+        kept="outputs that are whole .gmx files of these weights and this quality, not older than "
+        "their source; replace other .gmx files",
+    )
     parser.set_defaults(command=_compress, parser=parser)
 
 
@@ -121,9 +172,12 @@ def _add_decompress(commands: Any) -> None:
     parser = commands.add_parser(
         "decompress",
         help=".gmx files to images",
-        usage="%(prog)s [options] IN.gmx OUT.png | IN.gmx [IN.gmx ...] [-o DIR_OR_FILE]",
+        usage="%(prog)s [options] IN.gmx OUT.png | [-r] IN [IN ...] [-o DIR_OR_FILE]",
+        epilog=_EXIT_CODES,
     )
-    parser.add_argument("paths", nargs="+", metavar="IN", help=".gmx files; IN.gmx OUT.png for one")
+    parser.add_argument(
+        "paths", nargs="+", metavar="IN", help=".gmx files, folders with -r; IN.gmx OUT.png for one"
+    )
     parser.add_argument(
         "--format",
         choices=tuple(OUTPUT_FORMATS),
@@ -131,9 +185,29 @@ def _add_decompress(commands: Any) -> None:
         help="of the outputs whose name is not given (a name's suffix decides its format); "
         "default %(default)s",
     )
+    parser.add_argument(
+        "--region",
+        type=_region,
+        metavar="LEFT,TOP,WIDTH,HEIGHT",
+        help="these pixels only; no more is decoded than they need",
+    )
     parser.add_argument("--model", metavar="NAME", help="default: the weights that a file names")
-    _add_coding_options(parser)
+    _add_coding_options(
+        parser,
+        found="those that end in .gmx",
+        kept="outputs of the right format and size, not older than their source",
+    )
     parser.set_defaults(command=_decompress, parser=parser)
+
+
+def _add_verify(commands: Any) -> None:
+    parser = commands.add_parser(
+        "verify", help="decode .gmx files, compare checksums, write nothing", epilog=_EXIT_CODES
+    )
+    parser.add_argument("paths", nargs="+", metavar="IN.gmx", help=".gmx files, folders with -r")
+    parser.add_argument("--model", metavar="NAME", help="default: the weights that a file names")
+    _add_batch_options(parser, found="those that end in .gmx")
+    parser.set_defaults(command=_verify, parser=parser)
 
 
 def _add_info(commands: Any) -> None:
@@ -200,15 +274,42 @@ def _add_train(commands: Any) -> None:
     parser.set_defaults(command=_train, parser=parser)
 
 
-def _add_coding_options(parser: argparse.ArgumentParser) -> None:
+def _add_coding_options(parser: argparse.ArgumentParser, *, found: str, kept: str) -> None:
     parser.add_argument(
         "-o",
         "--output",
         metavar="DIR_OR_FILE",
-        help="a folder (created), or a file if there is one input; default: beside each input",
+        help="a folder (created), or a file if there is one input; default: beside each input. "
+        "What -r found keeps its place below its folder",
     )
     parser.add_argument("-f", "--force", action="store_true", help="replace existing outputs")
+    parser.add_argument("--resume", action="store_true", help=f"leave {kept}")
+    parser.add_argument(
+        "--keep-suffix",
+        action="store_true",
+        help="name an output photo.jpg.gmx, not photo.gmx, so that no two have one name",
+    )
+    _add_batch_options(parser, found=found)
+
+
+def _add_batch_options(parser: argparse.ArgumentParser, *, found: str) -> None:
+    parser.add_argument(
+        "-r",
+        "--recursive",
+        action="store_true",
+        help=f"take folders, and of the files below them {found}; others are counted. Links to "
+        "folders are not followed",
+    )
+    parser.add_argument(
+        "-j",
+        "--jobs",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="files at once, which share the threads; each takes its own memory; default 1",
+    )
     _add_machine_options(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
     parser.add_argument(
         "--progress",
@@ -244,6 +345,16 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _region(text: str) -> Region:
+    parts = text.split(",")
+    if len(parts) != 4 or not all(part.isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"must be LEFT,TOP,WIDTH,HEIGHT in pixels, got {text}")
+    left, top, width, height = map(int, parts)
+    if not (width and height):
+        raise argparse.ArgumentTypeError(f"its width and height must be from 1 up, got {text}")
+    return left, top, width, height
+
+
 def _positive_number(text: str) -> float:
     try:
         value = float(text)
@@ -257,43 +368,62 @@ def _positive_number(text: str) -> float:
 def _compress(args: argparse.Namespace) -> int:
     first, *others = args.paths
     is_pair = len(others) == 1 and not _is_gmx(first) and _is_gmx(others[0])
-    plan = _plan(args, is_pair, _SUFFIX)
+    found, jobs = _plan(args, is_pair, PICTURE_SUFFIXES, _SUFFIX)
     # Pillow warns of large pictures; ours are refused with an error instead.
     warnings.filterwarnings("ignore", message="Image size .* decompression bomb")
 
-    def compress(codecs: _Codecs, job: Job) -> tuple[bytes, str]:
-        from .images import load_picture
+    def compress(codecs: _Codecs, job: Job, stop: Stop) -> Done | None:
+        from .file_coding import compress_file
 
-        picture = load_picture(job.source, args.max_pixels)
-        pixels = picture.width * picture.height
-        if args.target_bpp is None and args.target_psnr is None:
-            data = codecs.named().compress(picture, quality=args.quality)
-            return data, _size(len(data), pixels)
-        from .search import quality_for
-
-        found = quality_for(
-            codecs.named(), picture, target_bpp=args.target_bpp, target_psnr=args.target_psnr
+        return compress_file(
+            codecs.named(),
+            job,
+            quality=args.quality,
+            target_bpp=args.target_bpp,
+            target_psnr=args.target_psnr,
+            metadata=args.metadata,
+            max_pixels=args.max_pixels,
+            force=args.force,
+            resume=args.resume,
+            verify=args.verify,
+            stop=stop,
         )
-        psnr = "" if found.psnr is None else f", {found.psnr:.2f} dB"
-        text = f"{_size(len(found.data), pixels)}{psnr}, quality {found.quality:.8g}"
-        return found.data, text
 
-    return _code(args, plan, compress)
+    return _run(args, found, jobs, compress)
 
 
 def _decompress(args: argparse.Namespace) -> int:
     first, *others = args.paths
     is_pair = len(others) == 1 and _is_gmx(first) and not _is_gmx(others[0])
-    plan = _plan(args, is_pair, OUTPUT_FORMATS[args.format].suffixes[0])
-    formats = {job.target: _format(job.target) for job in plan.jobs}
+    found, jobs = _plan(args, is_pair, (_SUFFIX,), OUTPUT_FORMATS[args.format].suffixes[0])
+    formats = {job.target: _format(job.target) for job in jobs}
 
-    def decompress(codecs: _Codecs, job: Job) -> tuple[bytes, str]:
-        data = job.source.read_bytes()
-        image = codecs.for_file(data).decompress(data, max_pixels=args.max_pixels)
-        output = encode_image(image, formats[job.target])
-        return output, _size(len(data), image.width * image.height)
+    def decompress(codecs: _Codecs, job: Job, stop: Stop) -> Done | None:
+        from .file_coding import decompress_file
 
-    return _code(args, plan, decompress)
+        return decompress_file(
+            codecs.for_file,
+            job,
+            formats[job.target],
+            region=args.region,
+            max_pixels=args.max_pixels,
+            force=args.force,
+            resume=args.resume,
+            stop=stop,
+        )
+
+    return _run(args, found, jobs, decompress)
+
+
+def _verify(args: argparse.Namespace) -> int:
+    found = find_inputs(args.paths, recursive=args.recursive, suffixes=(_SUFFIX,))
+
+    def verify(codecs: _Codecs, source: Path, stop: Stop) -> Done | None:
+        from .file_coding import verify_file
+
+        return verify_file(codecs.for_file, source, max_pixels=args.max_pixels, stop=stop)
+
+    return _run(args, found, [one.path for one in found.inputs], verify)
 
 
 def _info(args: argparse.Namespace) -> int:
@@ -304,7 +434,7 @@ def _info(args: argparse.Namespace) -> int:
             files.append(_file_facts(path))
         except _EXPECTED as error:
             failed = True
-            print(_failure(path, error), file=sys.stderr)
+            print(failure(path, error), file=sys.stderr)
     if args.json:
         print(json.dumps({"files": files}, indent=2))
     else:
@@ -333,7 +463,7 @@ def _eval(args: argparse.Namespace) -> int:
             )
 
     def failed(name: str, error: Exception) -> None:
-        print(_failure(Path(args.folder) / name, error), file=sys.stderr, flush=True)
+        print(failure(Path(args.folder) / name, error), file=sys.stderr, flush=True)
 
     try:
         if args.output is not None:
@@ -355,7 +485,7 @@ def _eval(args: argparse.Namespace) -> int:
             on_failure=failed,
         )
     except (*_EXPECTED, ImportError, ValueError, RuntimeError) as error:
-        print(_failure("eval", error), file=sys.stderr)
+        print(failure("eval", error), file=sys.stderr)
         return 1
     if args.json:
         print(json.dumps(results_json(evaluation), indent=2))
@@ -391,7 +521,7 @@ def _train(args: argparse.Namespace) -> int:
 
         train(settings)
     except (*_EXPECTED, ImportError, ValueError, FloatingPointError) as error:
-        print(_failure("training", error), file=sys.stderr)
+        print(failure("training", error), file=sys.stderr)
         return 1
     return 0
 
@@ -400,59 +530,108 @@ def _is_gmx(path: str) -> bool:
     return path.lower().endswith(_SUFFIX)
 
 
-def _plan(args: argparse.Namespace, is_pair: bool, suffix: str) -> Plan:
-    if not is_pair:
-        return plan_outputs(args.paths, args.output, suffix)
-    source, target = args.paths
-    if args.output is not None:
-        raise PlanError(f"two outputs are given, {target} and -o {args.output}")
-    return plan_outputs([source], target, suffix, output_is_file=True)
+def _plan(
+    args: argparse.Namespace, is_pair: bool, suffixes: Sequence[str], suffix: str
+) -> tuple[Found, tuple[Job, ...]]:
+    if is_pair and not args.recursive:
+        source, target = args.paths
+        if args.output is not None:
+            raise PlanError(f"two outputs are given, {target} and -o {args.output}")
+        found = find_inputs([source], recursive=False, suffixes=())
+        return found, plan_outputs(found.inputs, target, suffix, output_is_file=True)
+    found = find_inputs(
+        args.paths, recursive=args.recursive, suffixes=suffixes, without=args.output
+    )
+    jobs = plan_outputs(found.inputs, args.output, suffix, keep_suffix=args.keep_suffix)
+    return found, jobs
 
 
 def _format(target: Path) -> OutputFormat:
     found = format_of_suffix(target.suffix)
     if found is None:
         known = ", ".join(suffix for one in OUTPUT_FORMATS.values() for suffix in one.suffixes)
-        raise PlanError(f"the output {target} must end in one of {known}")
+        raise PlanError(f"the output {printable(target)} must end in one of {known}")
     return found
 
 
-def _code(
-    args: argparse.Namespace, plan: Plan, work: Callable[[_Codecs, Job], tuple[bytes, str]]
+J = TypeVar("J", Job, Path)
+
+
+def _run(
+    args: argparse.Namespace,
+    found: Found,
+    jobs: Sequence[J],
+    work: Callable[[_Codecs, J, Stop], Done | None],
 ) -> int:
-    """Does `work` for every job: it returns the output's bytes and their size in words."""
+    """Does `work` for every job (None: there was nothing to do) and reports. Returns 0 or 1."""
+    start = time.perf_counter()
     try:
-        if plan.folder is not None:
-            plan.folder.mkdir(parents=True, exist_ok=True)
-        codecs = _Codecs(args.model, args.device, args.threads)
+        codecs = _Codecs(args.model, args.device, args.threads, args.jobs)
     except (*_EXPECTED, ImportError, ValueError, RuntimeError) as error:  # torch's own among them
-        print(_failure(f"model {args.model}" if args.model else "loading", error), file=sys.stderr)
+        print(failure(f"model {args.model}" if args.model else "loading", error), file=sys.stderr)
         return 1
-    failed = False
-    with _Report(len(plan.jobs), quiet=args.quiet, progress=args.progress) as report:
-        for job in plan.jobs:
-            try:
-                check_target(job.target, force=args.force)
-                start = time.perf_counter()
-                data, size = work(codecs, job)
-                write_atomically(job.target, data, force=args.force)
-                seconds = time.perf_counter() - start
-            except _EXPECTED as error:
-                failed = True
-                report.fail(_failure(job.source, error))
-            else:
-                report.done(f"{job.source} -> {job.target}: {size}, {seconds:.2f} s")
-    return 1 if failed else 0
+
+    warned = threading.local()
+
+    show = warnings.showwarning
+
+    def collect(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if issubclass(category, MetadataWarning):  # of the file that this thread works on
+            warned.texts.append(str(message))
+        else:
+            show(message, category, filename, lineno, file, line)
+
+    def attempt(job: J, stop: Stop) -> Outcome:
+        source, target = (job.source, job.target) if isinstance(job, Job) else (job, None)
+        begin = time.perf_counter()
+        warned.texts = []
+        try:
+            done = work(codecs, job, stop)
+        except _EXPECTED as error:
+            return Outcome(source, target, error=reason(source, error))
+        except Exception as error:
+            traceback.print_exc()
+            told = f"an error of this program, see its traceback: {type(error).__name__}: {error}"
+            return Outcome(source, target, error=told)
+        return Outcome(source, target, time.perf_counter() - begin, done, warnings=warned.texts)
+
+    report = BatchReport(
+        len(jobs) + len(found.unreadable),
+        quiet=args.quiet,
+        as_json=args.json,
+        progress=args.progress,
+        sum_up=True if args.recursive else None,
+    )
+    interrupted = True
+    try:
+        for folder, problem in found.unreadable:
+            report.add(Outcome(folder, error=reason(folder, problem)))
+        with warnings.catch_warnings():  # here and not in attempt(): it acts on all threads
+            warnings.simplefilter("always", MetadataWarning)
+            warnings.showwarning = collect
+            run_batch(jobs, attempt, report.add, parallel=args.jobs)
+        interrupted = False
+    finally:
+        seconds = time.perf_counter() - start
+        report.close(seconds, found.passed_over, interrupted=interrupted)
+    return 1 if report.failed else 0
 
 
 class _Codecs:
     """The codec that `--model` names, or else the one that a file asks for."""
 
-    def __init__(self, model: str | None, device: str, threads: int | None) -> None:
-        if threads is not None:
+    def __init__(self, model: str | None, device: str, threads: int | None, jobs: int = 1) -> None:
+        if threads is not None or jobs > 1:
             import torch
 
-            torch.set_num_threads(threads)
+            torch.set_num_threads(max((threads or torch.get_num_threads()) // jobs, 1))
         import groupedmixer
         from groupedmixer.codec import check_device
 
@@ -460,6 +639,7 @@ class _Codecs:
             check_device(device)
         self._device = device
         self._find = groupedmixer.load_for
+        self._lock = threading.Lock()  # what the first file needs is loaded once
         self._named = None if model is None else groupedmixer.load(model, device=device)
 
     def named(self) -> Codec:
@@ -472,71 +652,10 @@ class _Codecs:
         if self._named is not None:
             return self._named
         try:
-            return self._find(data, device=self._device)
+            with self._lock:
+                return self._find(data, device=self._device)
         except (ValueError, RuntimeError) as error:  # damaged weights; a GPU that cannot be used
             raise GmxError(str(error)) from error
-
-
-class _Report:
-    """Lines for people, and a progress bar that they do not tear apart."""
-
-    def __init__(self, total: int, *, quiet: bool, progress: bool | None) -> None:
-        if progress is None:
-            progress = total > 1 and not quiet and sys.stderr.isatty()
-        self._quiet = quiet
-        self._bar: Any = None
-        if progress:
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=total, unit="file", file=sys.stderr)
-
-    def __enter__(self) -> _Report:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def done(self, line: str) -> None:
-        """One file is done."""
-        if not self._quiet:
-            self._print(line, sys.stdout)
-        self._advance()
-
-    def fail(self, line: str) -> None:
-        """One file failed."""
-        self._print(line, sys.stderr)
-        self._advance()
-
-    def _print(self, line: str, stream: TextIO) -> None:
-        if self._bar is None:
-            print(line, file=stream, flush=True)
-        else:
-            self._bar.write(line, file=stream)
-
-    def _advance(self) -> None:
-        if self._bar is not None:
-            self._bar.update()
-
-
-def _failure(subject: str | Path, error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        named = "" if error.filename in (None, str(subject)) else f" ({error.filename})"
-        reason = error.strerror + named
-    elif isinstance(error, MemoryError):
-        reason = "not enough memory"
-    else:
-        reason = str(error)
-    return f"groupedmixer: {subject}: {reason}"
-
-
-def _size(length: int, pixels: int) -> str:
-    return f"{length} bytes, {8 * length / pixels:.4f} bpp"
 
 
 def _file_facts(path: str) -> dict[str, Any]:
@@ -579,7 +698,7 @@ def _facts_text(facts: dict[str, Any]) -> str:
     side = facts["tile_latents"]
     return "\n".join(
         (
-            f"{facts['path']}",
+            printable(facts["path"]),
             f"  file        {facts['bytes']} bytes, {facts['bpp']:.4f} bpp, "
             f"format {facts['format_version']}",
             f"  picture     {facts['width']} x {facts['height']}, {facts['colour_space']}, "

@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from .input_files import Input
+from .printable import printable
 
 
 class PlanError(Exception):
@@ -20,105 +23,118 @@ class Job:
 
     source: Path
     target: Path
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a command will do."""
-
-    jobs: tuple[Job, ...]
-    folder: Path | None  # the folder that all outputs go to, to be created; None: no such folder
+    make_folder: bool = False  # the target's folder is created when there is something to write
 
 
 def plan_outputs(
-    sources: Sequence[str], output: str | None, suffix: str, *, output_is_file: bool = False
-) -> Plan:
+    inputs: Sequence[Input],
+    output: str | None,
+    suffix: str,
+    *,
+    keep_suffix: bool = False,
+    output_is_file: bool = False,
+) -> tuple[Job, ...]:
     """Pairs every input with its output.
 
     Args:
-        sources: the inputs, at least one.
-        output: a folder, or a file where there is exactly one input and `output` is no existing
-            folder and does not end in a separator. None: beside each input.
+        inputs: of `find_inputs`. What was found in a folder keeps its place below the output.
+        output: a folder, or a file where there is exactly one input, not out of a folder, and
+            `output` is no existing folder and does not end in a separator. None: beside each input.
         suffix: the suffix of the outputs whose name is not given, with the dot.
+        keep_suffix: append the suffix to the input's own, so that a.jpg and a.png do not collide.
         output_is_file: `output` was given as a file and is never taken for a folder.
 
     Raises:
         PlanError: two outputs would be one file, an output is also an input, an input has no file
             name, or `output` must be a folder and is a file.
     """
-    folder = None
-    if output is not None and not (output_is_file or _names_a_file(sources, output)):
-        folder = Path(output)
-        if folder.exists() and not folder.is_dir():
-            raise PlanError(f"the output {output} must be a folder, it is a file")
+    is_file = output is not None and (output_is_file or _names_a_file(inputs, output))
+    folder = None if output is None or is_file else Path(output)  # without a separator at its end
+    if folder is not None and os.path.exists(folder) and not os.path.isdir(folder):
+        raise PlanError(f"the output {printable(folder)} must be a folder, it is a file")
 
     jobs = []
-    for source in map(Path, sources):
-        if not source.name:
-            raise PlanError(f"the input {source} is not a file name")
+    for one in inputs:
+        if not one.path.name:
+            raise PlanError(f"the input {printable(one.path)} is not a file name")
+        own = one.path.suffix if keep_suffix else ""
+        name = one.path.with_suffix(own + suffix).name
         if folder is not None:
-            target = folder / source.with_suffix(suffix).name
+            jobs.append(Job(one.path, folder / one.place / name, make_folder=True))
         elif output is not None:
-            target = Path(output)
+            jobs.append(Job(one.path, Path(output)))
         else:
-            target = source.with_suffix(suffix)
-        jobs.append(Job(source, target))
-    _check_distinct(jobs)
-    return Plan(tuple(jobs), folder)
+            jobs.append(Job(one.path, one.path.with_name(name)))
+    _check_distinct(jobs, hint=not keep_suffix)
+    return tuple(jobs)
 
 
-def check_target(target: Path, *, force: bool) -> None:
+def check_target(target: Path, *, force: bool, make_folder: bool = False) -> None:
     """Refuses, before the work is done, what write_atomically() could or should not replace.
 
     Raises:
         FileExistsError: the file exists and `force` is not set, or it is no regular file.
-        FileNotFoundError: its folder does not exist.
+        FileNotFoundError: its folder does not exist and is not to be made.
     """
     if target.exists() and not target.is_file():
-        raise FileExistsError(f"the output {target} exists and is not a regular file")
+        raise FileExistsError(f"the output {printable(target)} exists and is not a regular file")
     if os.path.lexists(target) and not force:
-        raise FileExistsError(f"the output {target} exists (use --force to replace it)")
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"the output's folder {target.parent} does not exist")
+        raise FileExistsError(f"the output {printable(target)} exists (use --force to replace it)")
+    if not make_folder and not target.parent.is_dir():
+        raise FileNotFoundError(f"the output's folder {printable(target.parent)} does not exist")
 
 
-def write_atomically(target: Path, data: bytes, *, force: bool) -> None:
+def write_atomically(target: Path, data: bytes, *, force: bool, make_folder: bool = False) -> None:
     """Writes a temporary file beside the target and renames it; on any failure it is removed.
 
     Raises:
         OSError: it cannot be written, or as check_target() says.
     """
-    check_target(target, force=force)
+    check_target(target, force=force, make_folder=make_folder)
+    if make_folder:
+        target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.parent / f".groupedmixer-{secrets.token_hex(8)}.tmp"
     try:
         # Not tempfile: its files are private to the user, ours take the usual permissions.
         with open(temporary, "xb") as stream:
             stream.write(data)
+            stream.flush()
+            # Some disks say only now that they are full, and after a power cut the new name must
+            # not stand for data that was never stored.
+            os.fsync(stream.fileno())
         check_target(target, force=force)
         os.replace(temporary, target)
     finally:  # after the rename there is nothing left to remove
         temporary.unlink(missing_ok=True)
 
 
-def _names_a_file(sources: Sequence[str], output: str) -> bool:
+def _names_a_file(inputs: Sequence[Input], output: str) -> bool:
     separators = tuple(mark for mark in (os.sep, os.altsep) if mark)
-    return len(sources) == 1 and not output.endswith(separators) and not Path(output).is_dir()
+    only_one = len(inputs) == 1 and not inputs[0].found
+    return only_one and not output.endswith(separators) and not os.path.isdir(output)
 
 
-def _check_distinct(jobs: Sequence[Job]) -> None:
+def _check_distinct(jobs: Iterable[Job], *, hint: bool) -> None:
+    jobs = list(jobs)
     inputs = {_identity(job.source) for job in jobs}
     makers: dict[str, Path] = {}
+    clashes: list[str] = []
     for job in jobs:
         target = _identity(job.target)
         if target in inputs:
-            raise PlanError(f"the output {job.target} is also an input")
+            raise PlanError(f"the output {printable(job.target)} is also an input")
         if target in makers:
-            raise PlanError(
-                f"{makers[target]} and {job.source} would both be written to {job.target}"
+            clashes.append(
+                f"{printable(makers[target])} and {printable(job.source)} would both be written to "
+                f"{printable(job.target)}"
             )
-        makers[target] = job.source
+        makers.setdefault(target, job.source)
+    if clashes:
+        more = f" (and {len(clashes) - 1} more such pairs)" if len(clashes) > 1 else ""
+        advice = "; --keep-suffix gives every output a name of its own" if hint else ""
+        raise PlanError(clashes[0] + more + advice)
 
 
 def _identity(path: Path) -> str:
-    """One string for all spellings of a path."""
-    return os.path.normcase(path.resolve())
+    """One string for all spellings of a path; links that lead in circles stand for themselves."""
+    return os.path.normcase(os.path.realpath(path))

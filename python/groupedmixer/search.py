@@ -49,6 +49,7 @@ def quality_for(
     *,
     target_bpp: float | None = None,
     target_psnr: float | None = None,
+    on_encode: Callable[[int], None] = lambda encodes: None,
 ) -> Found:
     """Searches the quality of a picture for one target, with at most `MAX_ENCODES` (8) encodes.
 
@@ -67,6 +68,8 @@ def quality_for(
         Bits per pixel, positive.
     target_psnr
         dB, over RGB.
+    on_encode
+        Called before each encode with the number of those done; what it raises ends the search.
 
     Raises
     ------
@@ -91,6 +94,7 @@ def quality_for(
 
     def encode(step: int) -> Found:
         nonlocal encodes
+        on_encode(encodes)
         encodes += 1
         quality = step / QUALITY_STEPS
         data = codec.compress(picture, quality)
