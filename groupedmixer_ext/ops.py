@@ -14,6 +14,10 @@ in plain PyTorch and NumPy.
 
 None of them has a gradient, and tensors that would need one are an error: call them under
 ``torch.no_grad()``, or with ``tensor.detach()``.
+
+Under ``torch.compile`` all but the coder are part of the graph, ``fullgraph=True`` included. The
+coder makes bytes of a size that nobody knows beforehand, so compiled code calls it as
+``torch.compiler.disable(ops.rans_encode)(...)``.
 """
 
 from __future__ import annotations
@@ -79,6 +83,11 @@ def active_isa() -> str:
 
     The widest available one, unless the environment variable ``GROUPEDMIXER_ISA`` names another.
 
+    Returns
+    -------
+    name : str
+        One of `ISAS`.
+
     Raises
     ------
     RuntimeError
@@ -88,7 +97,22 @@ def active_isa() -> str:
 
 
 def isa_available(name: str) -> bool:
-    """Whether this machine can run a variant of `ISAS`."""
+    """Whether this machine can run a variant of the CPU kernels.
+
+    Parameters
+    ----------
+    name : str
+        One of `ISAS`.
+
+    Returns
+    -------
+    available : bool
+
+    Raises
+    ------
+    ValueError
+        If `name` is another.
+    """
     if name not in ISAS:
         raise ValueError(f"name must be one of {', '.join(ISAS)}, got {name!r}")
     return cast(bool, torch.ops.groupedmixer.isa_available.default(ISAS.index(name)))
@@ -270,7 +294,10 @@ def rans_decode(
     ----------
     stream : uint8 tensor, contiguous, on the CPU  # [number of bytes]
     indexes : uint8 or uint16 tensor, contiguous, on the CPU  # [...]
-        The same as were given to the encoder, and so `tables` and `skip_below`.
+        The same as were given to the encoder, and so are the next two.
+    tables : groupedmixer_ext.rans.Tables
+    skip_below : int
+        Symbols with a lower index are 0 and take no part in the stream.
 
     Returns
     -------

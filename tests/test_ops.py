@@ -3,9 +3,12 @@
 
 import ctypes
 import importlib.util
+import inspect
 import math
 import os
 import platform
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -265,13 +268,207 @@ def test_without_thresholds_there_is_one_table() -> None:
     assert not indexes.any()
 
 
-def test_opcheck(device: str) -> None:
-    y, mean, raw_scale, thresholds = group(6, 7, device=device)
-    symbols = torch.zeros(6, 7, dtype=torch.int16, device=device)
-    registered = torch.ops.groupedmixer
-    torch.library.opcheck(registered.quantize_group, (y, mean, raw_scale, thresholds, 3))
-    torch.library.opcheck(registered.scale_indexes, (raw_scale, mean, thresholds))
-    torch.library.opcheck(registered.dequantize_group, (symbols, mean))
+def operator_cases(device: str) -> dict[str, list[tuple[object, ...]]]:
+    """Arguments of every registered operator: the shapes it is made for, and odd ones."""
+    random = torch.Generator().manual_seed(0)
+
+    def plain(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=random).to(device)
+
+    def linear(rows: tuple[int, ...], k: int, n: int) -> tuple[Tensor, Tensor, Tensor]:
+        return plain(*rows, k), plain((n + 31) // 32, k, 32), plain(n)
+
+    def cache(tokens: int, heads: int, capacity: int) -> Tensor:
+        return ops.KVCache(tokens, heads, capacity, device).data
+
+    groups = [group(*shape, device=device) for shape in ((6, 7), (), (0, 3), (1, 4, 5, 16))]
+    no_norm = (None, None)
+    norm = (plain(64), plain(64))
+    return {
+        "isa_names": [()],
+        "active_isa": [()],
+        "isa_available": [(index,) for index in range(len(ops.ISAS))],
+        "quantize_group": [(*tensors, 3) for tensors in groups],
+        "scale_indexes": [(raw, mean, edges) for _, mean, raw, edges in groups],
+        "dequantize_group": [(y.clamp(-9, 9).short(), mean) for y, mean, _, _ in groups],
+        "pack_weight": [(plain(128, 96),), (plain(5, 7),), (plain(1, 1),), (plain(33, 64),)],
+        "linear": [
+            (*linear((3,), 64, 40), "none", None, *no_norm),
+            (*linear((2, 3, 5), 64, 32), "gelu", plain(2, 3, 5, 32), *norm),
+            (*linear((), 7, 1), "leaky_relu", None, *no_norm),
+            (*linear((0,), 64, 33), "none", plain(0, 33), *norm),
+        ],
+        "linear_into": [
+            (*linear((3,), 64, 40), "none", None, *no_norm, plain(3, 40)),
+            (*linear((2, 5), 64, 32), "gelu", plain(2, 5, 32), *norm, plain(2, 5, 32)),
+            (*linear((0,), 1, 1), "leaky_relu", None, *no_norm, plain(0, 1)),
+        ],
+        "layer_norm": [(plain(*rows, 64), *norm) for rows in ((3,), (2, 5), (), (0,))],
+        "conv3x3": [
+            (plain(5, 6, 4), plain(2, 36, 32), plain(40), 2, "leaky_relu"),
+            (plain(8, 8, 32), plain(1, 288, 32), plain(32), 1, "gelu"),
+            (plain(1, 1, 1), plain(1, 9, 32), plain(1), 2, "none"),
+            (plain(0, 3, 4), plain(1, 36, 32), plain(3), 2, "none"),
+        ],
+        "depthwise3x3": [
+            (plain(*shape), plain(9, shape[2]), plain(shape[2]))
+            for shape in ((5, 6, 4), (1, 1, 1), (0, 4, 33), (8, 8, 96))
+        ],
+        "window_attention": [
+            (plain(height, width, 96 * heads), plain(heads, 225), shifted)
+            for height, width, heads in ((5, 6, 1), (16, 8, 4), (1, 1, 1), (9, 17, 2), (0, 3, 1))
+            for shifted in (False, True)
+        ],
+        "append_attention": [
+            (plain(tokens, 96 * heads), cache(tokens, heads, steps), plain(heads, steps, steps), at)
+            for tokens, heads, steps, at in (
+                (20, 1, 3, 0),
+                (16, 4, 16, 15),
+                (1, 2, 1, 0),
+                (33, 3, 5, 2),
+                (0, 1, 2, 1),
+            )
+        ],
+        "compand": [(plain(*shape),) for shape in ((3, 64), (), (0,), (7,))],
+        "leaky_relu": [(plain(*shape),) for shape in ((3, 64), (), (0,), (7,))],
+        "add_half_tanh": [(plain(*shape), plain(*shape)) for shape in ((3, 64), (), (0,), (7,))],
+    }
+
+
+REGISTERED = sorted(
+    name.removeprefix("groupedmixer::")
+    for name in torch._C._dispatch_get_all_op_names()
+    if name.startswith("groupedmixer::")
+)
+
+
+def test_every_operator_has_cases() -> None:
+    """A new operator is checked by the tests below, or this one fails."""
+    assert sorted(operator_cases("cpu")) == REGISTERED
+
+
+@pytest.mark.parametrize("name", REGISTERED)
+def test_opcheck(name: str, device: str) -> None:
+    """Schema, autograd registration, the fake (shape, dtype, strides) and AOT dispatch."""
+    cases = operator_cases(device)[name]
+    if not any(isinstance(argument, Tensor) for argument in cases[0]) and device != "cpu":
+        pytest.skip("takes no tensors: the same on every device")
+    tests = ["test_schema", "test_autograd_registration", "test_faketensor"]
+    if name != "isa_names":  # opcheck compares what AOT dispatch returns, and cannot compare str
+        tests.append("test_aot_dispatch_dynamic")
+    for arguments in cases:
+        operator = getattr(torch.ops.groupedmixer, name).default
+        torch.library.opcheck(operator, arguments, test_utils=tests)
+
+
+WITHOUT_TENSORS = {"isa_names", "active_isa", "isa_available"}
+
+
+@pytest.mark.parametrize("name", sorted({*REGISTERED} - WITHOUT_TENSORS))
+def test_every_operator_has_a_fake(name: str) -> None:
+    entry = f"groupedmixer::{name}"
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(entry, "Meta")
+
+
+@pytest.mark.parametrize("name", sorted({*ops.__all__} - {"ISAS"}))
+def test_docstrings_are_numpydoc_with_shapes(name: str) -> None:
+    documented = getattr(ops, name)
+    text = inspect.getdoc(documented) or ""
+    parameters = [
+        parameter
+        for parameter in inspect.signature(documented).parameters.values()
+        if parameter.name != "self"
+    ]
+    summary, *_ = text.splitlines()
+    assert summary.endswith(".")
+    sections = re.split(r"^(\w+)\n-+$", text, flags=re.MULTILINE)
+    found = dict(zip(sections[1::2], sections[2::2], strict=True))
+    if not inspect.isclass(documented):
+        assert "Returns" in found
+    listed = found.get("Parameters", "")
+    for parameter in parameters:
+        entry = re.search(rf"^(?:\w+, )*{parameter.name}(?:, \w+)* : .*$", listed, re.MULTILINE)
+        assert entry, f"{name}: {parameter.name} is not documented"
+        if "Tensor" in str(parameter.annotation):
+            shape = r"(?:tensors?|pair).*# \[.*\]"
+            assert re.search(shape, entry[0]), f"{name}: {parameter.name} lacks type or shape"
+    if "Tensor" in str(inspect.signature(documented).return_annotation):
+        results = re.findall(r"^\w+ : .*$", found["Returns"], re.MULTILINE)
+        assert results
+        for result in results:
+            assert re.search(r" : \w+ tensor  # \[.*\]", result), result
+
+
+def all_operators(
+    x: Tensor,  # [8, 9, 32]
+    weight: Tensor,  # [96, 32]
+    kernel: Tensor,  # [32, 32, 3, 3]
+    biases: Tensor,  # [96]
+    window_bias: Tensor,  # [1, 225]
+    step_bias: Tensor,  # [1, 2, 2]
+    cache: ops.KVCache,
+) -> tuple[Tensor, ...]:
+    """A program with every operator that takes tensors, with plain PyTorch between them."""
+    packed, bias = ops.pack_weight(weight), biases[:32].contiguous()
+    norm = (bias + 1, bias)
+    x = ops.conv3x3(x, ops.pack_conv3x3(kernel), bias, activation="leaky_relu") * 2
+    x = ops.depthwise3x3(x, kernel[0, 0].reshape(9, 1).repeat(1, 32), bias)
+    x = ops.compand(ops.layer_norm(x, *norm)) + x
+    qkv = ops.linear(x, packed, biases, activation="gelu", norm=norm)
+    x = x + ops.window_attention(qkv, window_bias, shifted=True)
+    for step in range(2):
+        qkv = ops.linear(x.flatten(0, 1), packed, biases, out=torch.empty(72, 96, device=x.device))
+        x = x + ops.append_attention(qkv, cache, step_bias, step=step).view(x.shape)
+    x = ops.add_half_tanh(x, ops.leaky_relu(x))
+    edges = torch.linspace(-1, 1, 9, device=x.device)
+    symbols, indexes, y_hat = ops.quantize_group(x * 5, x, x.sin(), edges, 2)
+    again = ops.scale_indexes(x.sin(), x, edges)
+    return symbols, indexes, y_hat, again, ops.dequantize_group(symbols, x)
+
+
+def check_compiled(device: str, **options: object) -> None:
+    """That one graph holds the program, and gives what it gives without compilation."""
+    random = torch.Generator().manual_seed(1)
+    shapes = ((8, 9, 32), (96, 32), (32, 32, 3, 3), (96,), (1, 225), (1, 2, 2))
+    tensors = [torch.randn(shape, generator=random).to(device) * 0.2 for shape in shapes]
+    caches = [ops.KVCache(72, 1, 2, device) for _ in range(2)]
+    torch._dynamo.reset()
+    with torch.no_grad():
+        expected = all_operators(*tensors, caches[0])
+        actual = torch.compile(all_operators, fullgraph=True, **options)(*tensors, caches[1])
+    assert caches[1].steps_done == 2 and caches[1].data.any()
+    torch.testing.assert_close(caches[1].data, caches[0].data)
+    if options["backend"] == "aot_eager":
+        assert_same(actual, expected)
+    # inductor computes what lies between the operators in its own way
+    torch.testing.assert_close(actual[2], expected[2], rtol=1e-3, atol=1e-3)
+    assert_same(actual[4:], actual[2:3])
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compile_traces_every_operator(device: str, dynamic: bool) -> None:
+    check_compiled(device, backend="aot_eager", dynamic=dynamic)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("c++") or shutil.which("g++")), reason="no C++ compiler")
+def test_compile_with_inductor(device: str) -> None:
+    check_compiled(device, backend="inductor")
+
+
+def test_compiled_code_calls_the_coder_outside_the_graph() -> None:
+    built = tables.gaussian_tables([2.0])
+    encode, decode = map(torch.compiler.disable, (ops.rans_encode, ops.rans_decode))
+
+    def coded(x: Tensor) -> tuple[Tensor, Tensor]:
+        symbols = (x * 3).round().short()
+        indexes = torch.zeros_like(symbols, dtype=torch.uint8)
+        stream = encode(symbols, indexes, built)
+        return stream, decode(stream, indexes, built) + 1
+
+    x = torch.linspace(-2, 2, 50)
+    torch._dynamo.reset()
+    assert_same(torch.compile(coded, backend="aot_eager")(x), coded(x))
 
 
 def test_info_names_what_runs() -> None:
