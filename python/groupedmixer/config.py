@@ -17,9 +17,11 @@ from .tiles import MAX_PATCH
 __all__ = ["CONFIGS", "LAMBDAS", "NUM_LEVELS", "Config", "get_config"]
 
 # Level k of the quality scale means this Lagrange multiplier on the MSE over 0..255 (compressai's
-# convention). Streams store the quality, so the meaning of a level never changes.
-LAMBDAS = (0.0018, 0.0035, 0.0067, 0.013, 0.025, 0.0483, 0.0932, 0.18)
-NUM_LEVELS = len(LAMBDAS)
+# convention): a factor of 2.4 from level to level, 0.0008 .. 0.37, a decade more than compressai's
+# eight qualities span. Streams store the quality, so from format version 1 on the meaning of a
+# level never changes.
+NUM_LEVELS = 8
+LAMBDAS = tuple(0.0265 * 2.4 ** (level - 4) for level in range(NUM_LEVELS))
 
 HEAD_DIM = 32
 MAX_PATCH_CHANNELS = 3 * 16 * 16
@@ -156,7 +158,7 @@ CONFIGS = {
     config.name: config
     for config in (
         Config("tiny", "patch", 8, (8, 16), (1, 1), 8, 4, 2, (2, 2), 32, 2, lrp=True),
-        Config("rt", "patch", 256, (96, 192), (2, 4), 128, 64, 4, (2, 2), 128, 3),
+        Config("rt", "patch", 384, (96, 192), (2, 4), 128, 64, 4, (2, 2), 128, 3),
         Config("fast", "elic", 320, (192, 192), (0, 0), 192, 192, 5, (1, 2), 256, 4),
         Config("base", "elic", 320, (192, 192), (0, 0), 192, 192, 10, (2, 2), 256, 6),
         Config("large", "elic", 320, (256, 256), (0, 0), 256, 256, 10, (2, 2), 384, 8),

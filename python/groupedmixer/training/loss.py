@@ -13,8 +13,9 @@ from ..config import LAMBDAS
 
 __all__ = ["Measured", "rate_distortion_loss"]
 
-# compressai's multipliers on 1 - MS-SSIM for its eight qualities, in the order of LAMBDAS.
-MS_SSIM_LAMBDAS = (2.4, 4.58, 8.73, 16.64, 31.73, 60.5, 115.37, 220.0)
+# compressai's multipliers on 1 - MS-SSIM are 1220 to 1340 times those on the MSE of the same
+# quality: 1269 at its fifth, where both scales meet ours.
+MS_SSIM_FACTOR = 1269.0
 
 
 class Measured(NamedTuple):
@@ -41,8 +42,8 @@ def rate_distortion_loss(
     out
         Of `GroupedMixer.forward`: ``x_hat`` [B, 3, H, W] and ``likelihoods``, each [B, ...].
     metric
-        ``mse``: D is the MSE over 0..255. ``ms-ssim``: D is 1 - MS-SSIM, with multipliers of its
-        own; sides must be at least 161 pixels.
+        ``mse``: D is the MSE over 0..255. ``ms-ssim``: D is `MS_SSIM_FACTOR` times 1 - MS-SSIM;
+        sides must be at least 161 pixels.
     """
     x_hat = out["x_hat"].float()
     pixels = x.shape[-2] * x.shape[-1]
@@ -50,11 +51,11 @@ def rate_distortion_loss(
     bpp = torch.stack(bits).sum(0) / pixels
     mse = ((x - x_hat) ** 2).flatten(1).mean(1) * 255**2
     if metric == "mse":
-        distortion, lambdas = mse, LAMBDAS
+        distortion = mse
     else:
         similarity = ms_ssim(x, x_hat, data_range=1.0, size_average=False)
-        distortion, lambdas = 1 - similarity, MS_SSIM_LAMBDAS
-    lagrange = _interpolate(lambdas, quality)
+        distortion = MS_SSIM_FACTOR * (1 - similarity)
+    lagrange = _interpolate(LAMBDAS, quality)
     loss = ((bpp + lagrange * distortion) / lagrange.sqrt()).mean()
     return Measured(loss, bpp, mse)
 

@@ -34,13 +34,22 @@ def initialise_entropy_model(
 
 
 def make_optimizer(model: GroupedMixer, settings: Settings) -> torch.optim.AdamW:
-    """AdamW; weight decay for matrices only, the linear block transforms learn slowly."""
+    """AdamW; weight decay for matrices only, the linear block transforms learn slowly.
+
+    Adam moves every weight by about the learning rate, whatever its size. The linear transforms
+    carry most of the signal and differ in scale by (255 / MIDDLE_STEP)**2, so theirs is relative to
+    the root mean square of each one's weights: at high quality an error of a few parts in a hundred
+    is more than the quantisation's.
+    """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         linear = name.startswith(("g_a.linear.", "g_s.linear."))
-        rate = settings.learning_rate * (settings.linear_rate if linear else 1.0)
+        rate = settings.learning_rate
+        if linear:
+            weight = model.get_parameter(name.rpartition(".")[0] + ".weight")
+            rate *= settings.linear_rate * weight.detach().square().mean().sqrt().item()
         matrix = parameter.ndim >= 2 and "bottleneck" not in name and "gain" not in name
         decay = settings.weight_decay if matrix and not linear else 0.0
         groups.setdefault((rate, decay), []).append(parameter)

@@ -47,7 +47,8 @@ class Settings:
     metric
         The distortion: ``mse`` or ``ms-ssim``.
     learning_rate, linear_rate, weight_decay
-        AdamW's; ``linear_rate`` is the factor on it for the linear block transforms.
+        AdamW's; that of the linear block transforms is ``linear_rate`` times the root mean square
+        of their weights times it.
     warmup, final
         Fractions of the run: learning rate rises; latents are quantised as in coding.
     clip
@@ -102,7 +103,7 @@ class Settings:
     crop: int = 256
     metric: str = "mse"
     learning_rate: float = 1e-3
-    linear_rate: float = 0.1
+    linear_rate: float = 0.3
     weight_decay: float = 0.01
     warmup: float = 0.02
     final: float = 0.0

@@ -49,7 +49,7 @@ def coding_form(
     x: Tensor,  # [B, 3, H, W] in 0..1
     quality: Tensor,  # [B] in 0..7
 ) -> dict[str, Any]:
-    """As `GroupedMixer.forward`, with the symbols of the coding form and gradients through them.
+    """As `GroupedMixer.forward` in training mode, with exactly the latent that a file would hold.
 
     .. code-block:: none
 
@@ -58,14 +58,13 @@ def coding_form(
         pass 2, gradient      all groups at once from that y_hat --> mean, scale
                               symbols = round(y - mean), straight through, for rate and y_hat alike
 
-    The latent is the one that a file would hold, and so is the context. The rate differs in one
-    place: a skipped symbol costs nothing in a file, and here what its Gaussian says. Were it free,
-    nothing would ever raise its scale again, and ever more would be skipped.
+    `GroupedMixer.forward` makes do with a first pass over all groups at once, which is faster, and
+    with noise in z, which is rounded here.
 
     The medians of z are those that were last computed (`refresh_medians`).
     """
     codec = model.latent_codec
-    context, grouping = codec.context, codec.context.grouping
+    grouping = codec.context.grouping
     y = model.g_a(model.pad(x))
     # The two passes must agree on every mean to a fraction of a step: no autocast between them.
     with torch.autocast(x.device.type, enabled=False):
@@ -76,12 +75,8 @@ def coding_form(
         z_hat = z_hat * _gains(codec.hyper_inverse_gain, quality)
         psi = grouping.at_groups(codec.h_s(z_hat, (y.shape[-2], y.shape[-1])))
         with torch.no_grad():
-            _, skipped, decoded = codec._quantise_stepwise(groups, psi, quality)
-        prediction = context(groups + (decoded - groups).detach(), psi, quality)
-        symbols = quantize_ste(groups - prediction.mean)
-        likelihoods = codec.likelihood(symbols, prediction.raw_scale)
-        y_hat = symbols.masked_fill(skipped, 0) + prediction.mean
-        y_hat = context.correct_groups(y_hat, prediction.features)
+            _, _, decoded = codec._quantise_stepwise(groups, psi, quality)
+        likelihoods, y_hat = codec._straight_through(groups, decoded, psi, quality)
         y_hat = grouping.merge(y_hat) * _gains(codec.inverse_gain, quality)
     return {
         "x_hat": model.g_s(y_hat)[..., : x.shape[-2], : x.shape[-1]],
