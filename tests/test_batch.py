@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,9 @@ import pytest
 from PIL import Image, ImageCms
 from storing_codec import StoringCodec, coded, files, install, picture, run
 
+import groupedmixer
 from groupedmixer.batch import Stop, Stopped, run_batch
-from groupedmixer.container import parse
+from groupedmixer.container import parse, write
 from groupedmixer.errors import MetadataWarning
 from groupedmixer.images import Picture
 from groupedmixer.input_files import PICTURE_SUFFIXES, find_inputs
@@ -203,18 +206,18 @@ def test_a_folder_that_cannot_be_read_is_a_failure(
 
 
 def test_more_folders_than_python_calls_can_nest() -> None:
-    here = os.getcwd()
-    depth = sys.getrecursionlimit() + 1
-    for _ in range(depth):
-        os.mkdir("d")
-        os.chdir("d")
-    os.chdir(here)
-    found = find_inputs(["."], recursive=True, suffixes=PICTURE_SUFFIXES, without=here)
-    os.chdir("/".join("d" * depth))
-    for _ in range(depth):  # what made the test's folder cannot remove this many
-        os.chdir("..")
-        os.rmdir("d")
-    assert (found.inputs, found.unreadable) == ([], [])
+    depth = 200  # what pytest can remove again, should this test be cut off
+    bottom = Path("d/" * depth)
+    bottom.mkdir(parents=True)
+    picture(str(bottom / "a.png"))
+    usual = sys.getrecursionlimit()
+    try:
+        sys.setrecursionlimit(len(inspect.stack()) + depth // 2)
+        found = find_inputs(["."], recursive=True, suffixes=PICTURE_SUFFIXES, without=os.getcwd())
+    finally:
+        sys.setrecursionlimit(usual)
+    assert [one.path for one in found.inputs] == [bottom / "a.png"]
+    assert found.unreadable == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file names of any bytes")
@@ -287,6 +290,18 @@ def test_resume_makes_anew_what_other_weights_made(
     assert statuses(report("compress", "a.png", "-o", "out/", "--resume")[1]) == {"a.png": "done"}
 
 
+def test_resume_makes_anew_what_needs_another_arithmetic(report: Report) -> None:
+    """Nothing here could decode it."""
+    picture("a.png")
+    assert run("compress", "a.png") == 0
+    made = Path("a.gmx").read_bytes()
+    file = parse(made)
+    foreign = replace(file, header=replace(file.header, arithmetic_id="f32-of-tomorrow"))
+    Path("a.gmx").write_bytes(write(foreign))
+    assert statuses(report("compress", "a.png", "--resume")[1]) == {"a.png": "done"}
+    assert Path("a.gmx").read_bytes() == made
+
+
 def test_resume_replaces_no_file_of_another_kind(capsys: pytest.CaptureFixture[str]) -> None:
     picture("a.png")
     Path("a.gmx").write_bytes(b"precious")
@@ -313,6 +328,16 @@ def test_decompress_resumes_and_never_replaces_an_original(report: Report) -> No
     Image.new("RGB", (20, 12)).save("out/done.png", format="BMP")
     assert report(*command)[0] == 1
     assert statuses(report(*command, "--force")[1]) == {"done.gmx": "done"}
+
+
+def test_decompress_resumes_beyond_pillows_limit(
+    report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coded("a.gmx")
+    assert report("decompress", "a.gmx")[0] == 0
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # it has 240
+    code, answer = report("decompress", "a.gmx", "--resume")
+    assert (code, statuses(answer)) == (0, {"a.gmx": "up_to_date"})
 
 
 # Regions
@@ -390,7 +415,10 @@ def test_the_verify_command(report: Report, capsys: pytest.CaptureFixture[str]) 
     Path("in/deep/bad.gmx").write_bytes(damaged)
     before = files()
     assert run("verify", "in/good.gmx") == 0
-    assert capsys.readouterr().out.startswith("in/good.gmx: 820 bytes, 27.3333 bpp, quality 4, ")
+    length = good.stat().st_size
+    assert capsys.readouterr().out.startswith(
+        f"in/good.gmx: {length} bytes, {8 * length / 240:.4f} bpp, quality 4, "
+    )
     code, answer = report("verify", "-r", "in", "--jobs", "2")
     assert code == 1
     assert statuses(answer) == {"good.gmx": "done", "bad.gmx": "failed"}
@@ -475,6 +503,18 @@ def test_the_report_as_json(report: Report) -> None:
             "bpp": 8 * length / 240,
         },
     }
+
+
+def test_json_where_nothing_can_be_done(monkeypatch: pytest.MonkeyPatch, report: Report) -> None:
+    """A program that reads the report gets one, whatever happens."""
+
+    def refuse(name: str, device: str) -> StoringCodec:
+        raise ValueError(f"name must be one of rt, got {name!r}")
+
+    monkeypatch.setattr(groupedmixer, "load", refuse, raising=False)
+    picture("a.png")
+    code, answer = report("compress", "a.png", "--model", "nope")
+    assert (code, answer["files"], answer["summary"]["left"]) == (1, [], 1)
 
 
 def test_warnings_name_their_file(
@@ -589,12 +629,12 @@ def test_ctrl_c_while_writing_lets_the_write_finish(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = watch_for_the_end(monkeypatch)
-    replace = os.replace
+    rename = os.replace
 
     def interrupted(source: Path, target: Path) -> None:
         os.kill(os.getpid(), signal.SIGINT)
         assert asked.wait(30)
-        replace(source, target)
+        rename(source, target)
 
     monkeypatch.setattr(os, "replace", interrupted)
     picture("in/0.png")

@@ -18,6 +18,7 @@ from storing_codec import StoringCodec, coded, files, install, picture, run
 
 import groupedmixer
 from groupedmixer import cli
+from groupedmixer.coding import ARITHMETIC_ID
 from groupedmixer.container import parse
 from groupedmixer.errors import CorruptError, WrongWeightsError
 
@@ -206,6 +207,18 @@ def test_failures_do_not_stop_the_others(capsys: pytest.CaptureFixture[str]) -> 
     assert Path("good.gmx").exists()
 
 
+def test_a_gmx_file_is_not_compressed_again(capsys: pytest.CaptureFixture[str]) -> None:
+    coded("a.gmx")
+    Path("renamed.png").write_bytes(Path("a.gmx").read_bytes())
+    before = files()
+    assert run("compress", "a.gmx", "renamed.png", "-o", "out/") == 1
+    for name, line in zip(
+        ("a.gmx", "renamed.png"), capsys.readouterr().err.splitlines(), strict=True
+    ):
+        assert line.startswith(f"groupedmixer: {name}: the input must be a picture, it is a .gmx ")
+    assert files() == before
+
+
 def test_decompress_failures(capsys: pytest.CaptureFixture[str]) -> None:
     coded("good.gmx", "RGBA")
     Path("bad.gmx").write_bytes(Path("good.gmx").read_bytes()[:-1])
@@ -360,7 +373,7 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[2] == "  picture     20 x 12, srgb, 8 bits, alpha"
     assert lines[3] == "  quality     4"
     assert lines[4] == "  weights     rt-1 (0000000000000000)"
-    assert lines[5] == "  arithmetic  arithmetic-1"
+    assert lines[5] == f"  arithmetic  {ARITHMETIC_ID}"
     assert lines[6] == "  coder       skip below 0, tiles 1 (up to 64 x 64 latents)"
     assert lines[7].startswith("  chunks      TILE 12, STRM 720, ALPH ")
 
@@ -380,7 +393,7 @@ def test_info_json(capsys: pytest.CaptureFixture[str]) -> None:
                 "bpp": 8 * length / 240,
                 "format_version": 0,
                 "weights": {"name": "rt-1", "fingerprint": "0000000000000000"},
-                "arithmetic": "arithmetic-1",
+                "arithmetic": ARITHMETIC_ID,
                 "quality": 4.0,
                 "width": 20,
                 "height": 12,

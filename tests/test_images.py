@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pytest
 from PIL import ExifTags, Image, ImageCms, ImageOps, PngImagePlugin
 
-from groupedmixer import images
+from groupedmixer import samples
 from groupedmixer.errors import (
     CorruptError,
     MetadataWarning,
@@ -32,9 +32,11 @@ from groupedmixer.images import (
     encode_alpha,
     from_pil,
     load_picture,
+    read_picture,
     to_pil,
 )
 from groupedmixer.limits import MAX_METADATA
+from groupedmixer.pillow_guard import pillow_limit
 
 HEIGHT, WIDTH = 5, 7
 GREY: npt.NDArray[np.uint8] = np.arange(0, 245, 7, np.uint8).reshape(HEIGHT, WIDTH)
@@ -169,6 +171,71 @@ def test_16_bit_files(tmp_path: Path) -> None:
     rows = b"".join(b"\0" + row.tobytes() for row in wide)
     (tmp_path / "colour.png").write_bytes(png(WIDTH, HEIGHT, 16, 2, rows))
     assert np.array_equal(load_picture(tmp_path / "colour.png").rgb, RGB)
+
+
+def tiff(bits: int, photometric: int, samples: bytes, sample_format: int = 1) -> bytes:
+    """A grey TIFF file of one row, made by hand, for what Pillow reads and does not write."""
+    tags = {
+        256: 8 * len(samples) // bits,  # width
+        257: 1,  # height
+        258: bits,
+        259: 1,  # no compression
+        262: photometric,
+        273: 8,  # where the samples begin
+        278: 1,  # rows in a strip
+        279: len(samples),
+        339: sample_format,
+    }
+    directory = struct.pack("<H", len(tags))
+    directory += b"".join(struct.pack("<HHIHH", tag, 3, 1, tags[tag], 0) for tag in tags)
+    return b"II*\0" + struct.pack("<I", 8 + len(samples)) + samples + directory + bytes(4)
+
+
+@pytest.mark.parametrize(
+    ("bits", "photometric", "digits", "expected"),
+    [
+        (16, 1, "0000 8180 ffff", [0, 128, 255]),
+        (16, 0, "0000 8180 ffff", [255, 127, 0]),  # white is zero
+        (12, 1, "00 0f ff 80 90 01", [0, 255, 128, 0]),  # 0x809 * 255 / 4095 is 127.99
+    ],
+)
+def test_grey_tiff_files_of_many_bits(
+    bits: int, photometric: int, digits: str, expected: list[int]
+) -> None:
+    data = io.BytesIO(tiff(bits, photometric, bytes.fromhex(digits)))
+    assert read_picture(data).rgb[0, :, 0].tolist() == expected
+
+
+def test_signed_samples_are_refused() -> None:
+    with pytest.raises(UnsupportedImageError, match="must be unsigned"):
+        read_picture(io.BytesIO(tiff(16, 1, bytes(6), sample_format=2)))
+
+
+@pytest.mark.parametrize(("depth", "key"), [(1, 1), (2, 2), (2, 3), (4, 10), (8, 77), (16, 500)])
+def test_a_colour_key_of_any_depth(depth: int, key: int) -> None:
+    """Pillow widens samples of two and four bits, and not their key."""
+    row = 0
+    for value in (0, key, 1, key, 0, 0, 0, 0):
+        row = row << depth | value
+    mask = [255, 0, 0 if key == 1 else 255, 0, 255, 255, 255, 255]
+    part = png_part(b"tRNS", struct.pack(">H", key))
+    rows = b"\0" + row.to_bytes(depth, "big")
+    picture = read_picture(io.BytesIO(png(8, 1, depth, 0, rows, part)))
+    assert picture.alpha is not None
+    assert picture.alpha[0].tolist() == mask
+    assert picture.rgb[0, 1, 0] == round(key * 255 / (2**depth - 1))
+
+
+def test_a_colour_key_of_16_bit_colour_is_refused() -> None:
+    """Pillow would compare the low bytes of the key with the high bytes of the samples."""
+    part = png_part(b"tRNS", struct.pack(">HHH", 0xABCD, 0x1234, 0x5678))
+    data = png(1, 1, 16, 2, b"\0" + bytes(6), part)
+    with pytest.raises(UnsupportedImageError, match="cannot have a transparent colour, got"):
+        read_picture(io.BytesIO(data))
+    with Image.open(io.BytesIO(data)) as image:
+        image.load()
+        with pytest.raises(UnsupportedImageError, match="cannot have a transparent colour, got"):
+            from_pil(image)
 
 
 @pytest.mark.parametrize("value", [-1, 65536])
@@ -362,8 +429,9 @@ def test_metadata_of_files_come_upright(tmp_path: Path, suffix: str, orientation
     assert exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.ISOSpeedRatings] == 200
     # Nothing is left that would turn it again, neither for us nor for those who read our outputs.
     assert same(from_pil(to_pil(picture)), expected)
+    plain = replace(picture, icc_profile=None)  # which not all formats can hold
     for other in OUTPUT_FORMATS.values():
-        with Image.open(io.BytesIO(encode_image(to_pil(picture), other))) as back:
+        with Image.open(io.BytesIO(encode_image(to_pil(plain), other))) as back:
             assert ImageOps.exif_transpose(back).size == expected.size
 
 
@@ -387,11 +455,33 @@ def test_metadata_that_an_output_format_cannot_hold_are_dropped() -> None:
     image.info["xmp"] = b"<x>" + b" " * 70000 + b"</x>"
     with pytest.warns(MetadataWarning) as caught:
         data = encode_image(image, OUTPUT_FORMATS["jpeg"])
-    assert [str(one.message)[:55] for one in caught] == [
-        "metadata are dropped: JPEG holds at most 65533 bytes of",
-        "metadata are dropped: JPEG holds at most 65504 bytes of",
+    assert [str(one.message).split(" of it")[0] for one in caught] == [
+        "the image's EXIF is dropped: JPEG holds at most 65533 bytes",
+        "the image's XMP is dropped: JPEG holds at most 65504 bytes",
     ]
     assert len(data) < 10000
+
+
+@pytest.mark.parametrize("name", ["png", "webp", "tiff", "jpeg"])
+def test_a_grey_profile_is_not_written_beside_colour(name: str) -> None:
+    image = Image.fromarray(GREY)
+    image.info["icc_profile"] = icc_profile(b"GRAY")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        data = encode_image(image, OUTPUT_FORMATS[name])
+    with Image.open(io.BytesIO(data)) as back:
+        assert (back.info.get("icc_profile") is None) == (back.mode == "RGB")
+        assert len(caught) == (back.mode == "RGB")
+
+
+@pytest.mark.parametrize("name", ["bmp", "ppm"])
+def test_a_format_without_profiles_says_that_one_is_lost(name: str) -> None:
+    image = Image.fromarray(RGB)
+    image.info["exif"] = exif_of(1).tobytes()  # is gone, too, but nothing looks wrong without it
+    encode_image(image, OUTPUT_FORMATS[name])
+    image.info["icc_profile"] = srgb_profile()
+    with pytest.warns(MetadataWarning, match=f"ICC profile is dropped: {name.upper()} cannot hold"):
+        encode_image(image, OUTPUT_FORMATS[name])
 
 
 def test_hostile_exif_does_not_reach_the_directory_of_a_tiff() -> None:
@@ -459,13 +549,27 @@ def test_a_png_with_bombs_for_metadata_is_a_good_picture(tmp_path: Path) -> None
     ):
         part = png_part(kind, head + bomb)
         path.write_bytes(png(WIDTH, HEIGHT, 8, 2, rows, part))
-        with pytest.warns(MetadataWarning, match="texts of the PNG are dropped"):
+        with pytest.warns(MetadataWarning, match="of the PNG are dropped"):
             picture = load_picture(path)
         assert np.array_equal(picture.rgb, RGB)
         assert (picture.icc_profile, picture.xmp) == (None, None)
     path.write_bytes(png(WIDTH, HEIGHT, 8, 2, b"too little", part))
     with pytest.raises(UnsupportedImageError, match="cannot be decoded"):
         load_picture(path)
+
+
+def test_a_bad_text_of_a_png_costs_neither_profile_nor_orientation() -> None:
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("workflow", "x" * (1 << 21), zip=True)  # Pillow reads 1 MiB
+    stream = io.BytesIO()
+    options = {"pnginfo": texts, "exif": exif_of(6), "icc_profile": srgb_profile()}
+    Image.fromarray(RGB).save(stream, "PNG", **options)
+    stream.seek(0)
+    with pytest.warns(MetadataWarning, match="^texts of the PNG are dropped: damaged or oversized"):
+        picture = read_picture(stream)
+    assert picture.rgb.shape == (WIDTH, HEIGHT, 3)
+    assert picture.icc_profile == srgb_profile()
+    assert picture.exif is not None
 
 
 @pytest.mark.parametrize(
@@ -502,7 +606,7 @@ def test_png_texts_that_hold_exif(tmp_path: Path) -> None:
 
 
 def test_large_pictures_are_taken_in_bands(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "_BAND_PIXELS", 2 * WIDTH)
+    monkeypatch.setattr(samples, "_BAND_PIXELS", 2 * WIDTH)
     profile = cmyk_profile()
     inks = Image.fromarray(RGB).convert("CMYK")
     whole = ImageCms.profileToProfile(
@@ -530,7 +634,7 @@ def test_bands_of_all_kinds_join(monkeypatch: pytest.MonkeyPatch, mode: str) -> 
     if mode in ("P", "I;16"):
         image.info["transparency"] = image.getpixel((2, 3))
     whole = from_pil(image)
-    monkeypatch.setattr(images, "_BAND_PIXELS", 2 * WIDTH)
+    monkeypatch.setattr(samples, "_BAND_PIXELS", 2 * WIDTH)
     assert same(from_pil(image), to_pil(whole))
     assert (whole.alpha is None) == (mode in ("1", "I;16B", "YCbCr"))
 
@@ -586,7 +690,8 @@ def test_the_pixel_limit_comes_before_the_pixels(tmp_path: Path) -> None:
         with pytest.raises(PixelLimitError, match="20000 x 8000"):
             load_picture(path)
     path.write_bytes(png(20000, 20000, 8, 0, b"no such pixels"))
-    with pytest.raises(PixelLimitError):
+    # Beyond twice the limit Pillow raises an error of its own, and tells no width and height.
+    with pytest.raises(PixelLimitError, match="max_pixels = 134217728 pixels, got 400000000; "):
         load_picture(path)
     assert before == Image.MAX_IMAGE_PIXELS
     assert MAX_PIXELS == 2**27
@@ -616,18 +721,25 @@ def test_a_higher_limit_lifts_pillows_own(tmp_path: Path, monkeypatch: pytest.Mo
 def test_readers_share_pillows_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that ends does not lower the limit for another that still reads."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    first, second = images._pillow_limit(100), images._pillow_limit(50)
+    first, second = pillow_limit(100), pillow_limit(50)
     with first:
         second.__enter__()
         assert Image.MAX_IMAGE_PIXELS == 100
     assert Image.MAX_IMAGE_PIXELS == 50
-    with images._pillow_limit(5):
+    with pillow_limit(5):
         assert Image.MAX_IMAGE_PIXELS == 50
     second.__exit__(None, None, None)
     assert Image.MAX_IMAGE_PIXELS == 10
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
-    with images._pillow_limit(5):
+    with pillow_limit(5):
         assert Image.MAX_IMAGE_PIXELS is None
+
+
+def test_a_gmx_file_is_no_picture_to_code(tmp_path: Path) -> None:
+    """Not even where Pillow can read it."""
+    (tmp_path / "photo.png").write_bytes(b"\x8bGMX and the rest")
+    with pytest.raises(UnsupportedImageError, match="it is a .gmx file; decompress it first"):
+        load_picture(tmp_path / "photo.png")
 
 
 def test_files_that_are_no_images(tmp_path: Path) -> None:
@@ -800,9 +912,16 @@ def test_output_formats(name: str, array: npt.NDArray[np.uint8]) -> None:
     with Image.open(io.BytesIO(encode_image(image, output_format))) as back:
         assert back.format == output_format.pillow_name
         if name != "jpeg":
-            samples = np.asarray(back.convert(image.mode))
-            visible = array[..., -1] > 0 if array is RGBA else slice(None)
-            assert np.array_equal(samples[visible], array[visible])
+            assert np.array_equal(np.asarray(back.convert(image.mode)), array)
+
+
+def test_formats_keep_what_is_invisible() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 4), np.uint8)
+    noise[::2, :, 3] = 0
+    for one in OUTPUT_FORMATS.values():
+        if one.keeps_alpha:
+            with Image.open(io.BytesIO(encode_image(Image.fromarray(noise), one))) as back:
+                assert np.array_equal(np.asarray(back.convert("RGBA")), noise), one.pillow_name
 
 
 def test_a_picture_too_large_for_the_format() -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import picture
-from PIL import Image, ImageCms, ImageOps, ImageSequence, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, ImageSequence, PngImagePlugin, UnidentifiedImageError
 
 import groupedmixer
 from groupedmixer import container, pillow_plugin
@@ -120,6 +120,11 @@ def test_hooks_run_for_their_module_alone(tmp_path: Path, monkeypatch: pytest.Mo
         assert seen == [1]
         after_import("hooked_module", lambda: seen.append(3))  # it is there already
         assert seen == [1, 3]
+        hook = next(finder for finder in sys.meta_path if finder not in before)
+        listed = list(sys.meta_path)
+        sys.meta_path.remove(hook)  # and asked all the same, as in the midst of another import
+        assert hook.find_spec("hooked_module") is None
+        sys.meta_path[:] = listed
         after_import("hooked_module_that_is_missing", lambda: seen.append(4))
         with pytest.raises(ModuleNotFoundError, match="hooked_module_that_is_missing"):
             __import__("hooked_module_that_is_missing")
@@ -379,6 +384,41 @@ def test_orientation_of_a_given_exif_is_applied_once(tmp_path: Path, tiny_codec)
     with Image.open(tmp_path / "upright.gmx") as image:
         assert image.size == (40, 24)
     assert turned.info["exif"] == exif.tobytes()  # the caller's image is as it was
+
+
+@pytest.mark.parametrize("option", ["exif", "icc_profile", "xmp"])
+def test_options_do_not_hide_several_frames(option: str, tmp_path: Path, tiny_codec) -> None:
+    frames = [picture(9, 9, seed) for seed in (1, 2)]
+    frames[0].save(tmp_path / "two.gif", save_all=True, append_images=frames[1:])
+    with (
+        Image.open(tmp_path / "two.gif") as animation,
+        pytest.raises(OSError, match="must have one frame, got 2"),
+    ):
+        animation.save(tmp_path / "saved.gmx", codec=tiny_codec, **{option: None})
+
+
+def test_options_replace_one_kind_of_metadata_and_leave_the_others(
+    tmp_path: Path, tiny_codec
+) -> None:
+    exif = Image.Exif()
+    exif[0x010E] = "a description"
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"></x:xmpmeta>'
+    texts = PngImagePlugin.PngInfo()
+    texts.add_itxt("XML:com.adobe.xmp", xmp)
+    picture(20, 30).save(tmp_path / "photo.png", pnginfo=texts, exif=exif)
+    picture(20, 30).save(tmp_path / "photo.tif", exif=exif)
+
+    def saved(name: str, **options: object) -> dict[str, object]:
+        with Image.open(tmp_path / name) as image:
+            image.save(tmp_path / "saved.gmx", codec=tiny_codec, **options)
+        with Image.open(tmp_path / "saved.gmx") as image:
+            return dict(image.info)
+
+    assert {"exif", "xmp"} <= {*saved("photo.png", icc_profile=None)}
+    assert "xmp" not in saved("photo.png", xmp=None)  # Pillow has it under two names
+    assert "exif" not in saved("photo.png", exif=None)
+    assert "exif" in saved("photo.tif", xmp=None)
+    assert "exif" not in saved("photo.tif", exif=None)
 
 
 def test_metadata_are_there_before_the_pixels(tmp_path: Path, tiny_codec) -> None:

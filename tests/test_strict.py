@@ -960,30 +960,3 @@ def test_inputs_are_left_alone() -> None:
     y_hat = torch.ones(20)
     ops.add_half_tanh(y_hat, torch.ones(20))
     assert (y_hat == 1).all()
-
-
-def test_opcheck(device: str) -> None:
-    numbers = Numbers()
-
-    def plain(*shape: int) -> Tensor:
-        return numbers.plain(*shape).to(device)
-
-    x, packed, bias = plain(3, 64), plain(2, 64, 32), plain(40)
-    norm = plain(64), plain(64)
-    cache = ops.KVCache(20, 1, 3, device).data
-    for name, arguments in (
-        ("pack_weight", (plain(5, 7),)),
-        ("linear", (x, packed, bias, "none", None, None, None)),
-        ("linear", (x, packed, bias, "gelu", plain(3, 40), *norm)),
-        ("linear_into", (x, packed, bias, "none", None, None, None, plain(3, 40))),
-        ("linear_into", (x, packed, bias, "gelu", plain(3, 40), *norm, plain(3, 40))),
-        ("layer_norm", (x, *norm)),
-        ("conv3x3", (plain(5, 6, 4), plain(2, 36, 32), bias, 2, "leaky_relu")),
-        ("depthwise3x3", (plain(5, 6, 4), plain(9, 4), plain(4))),
-        ("window_attention", (plain(5, 6, 96), plain(1, 225), True)),
-        ("append_attention", (plain(20, 96), cache, plain(1, 3, 3), 0)),
-        ("compand", (x,)),
-        ("leaky_relu", (x,)),
-        ("add_half_tanh", (x, x.clone())),
-    ):
-        torch.library.opcheck(getattr(REGISTERED, name), arguments)

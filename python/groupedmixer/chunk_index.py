@@ -8,7 +8,7 @@ import zlib
 from dataclasses import dataclass, field
 from typing import IO
 
-from .container import _ALPHA, _CHUNK_HEAD, _CRC, _METADATA, Header, _read_header
+from .container import ALPHA_CHUNK, CHECKSUM, CHUNK_HEAD, METADATA_FIELDS, Header, read_header
 from .errors import CorruptError, TruncatedError
 from .limits import MAX_METADATA
 
@@ -46,20 +46,20 @@ def read_index(stream: IO[bytes]) -> ChunkIndex:
     stream.seek(0, os.SEEK_END)
     end = stream.tell()
     stream.seek(0)
-    header, count, at = _read_header(memoryview(stream.read(_ENOUGH)))
+    header, count, at = read_header(stream.read(_ENOUGH))
     has_alpha = False
     metadata = {}
     for index in range(count):
-        if at + _CHUNK_HEAD.size > end:
+        if at + CHUNK_HEAD.size > end:
             raise TruncatedError(f"the file ends before the head of chunk {index} of {count}")
         stream.seek(at)
-        head = stream.read(_CHUNK_HEAD.size)
-        raw_type, _, length = _CHUNK_HEAD.unpack(head)
+        head = stream.read(CHUNK_HEAD.size)
+        raw_type, _, length = CHUNK_HEAD.unpack(head)
         chunk_type = str(raw_type, "latin-1")
-        has_alpha = has_alpha or chunk_type == _ALPHA
-        if chunk_type in _METADATA:
-            metadata[_METADATA[chunk_type]] = _payload(stream, head, chunk_type, length)
-        at += _CHUNK_HEAD.size + length + _CRC.size
+        has_alpha = has_alpha or chunk_type == ALPHA_CHUNK
+        if chunk_type in METADATA_FIELDS:
+            metadata[METADATA_FIELDS[chunk_type]] = _payload(stream, head, chunk_type, length)
+        at += CHUNK_HEAD.size + length + CHECKSUM.size
     return ChunkIndex(header, has_alpha, metadata)
 
 
@@ -69,9 +69,9 @@ def _payload(stream: IO[bytes], head: bytes, chunk_type: str, length: int) -> by
         raise CorruptError(
             f"the chunk '{chunk_type}' must have at most {MAX_METADATA} bytes, got {length}"
         )
-    payload, checksum = stream.read(length), stream.read(_CRC.size)
-    if len(payload) + len(checksum) < length + _CRC.size:
+    payload, checksum = stream.read(length), stream.read(CHECKSUM.size)
+    if len(payload) + len(checksum) < length + CHECKSUM.size:
         raise TruncatedError(f"the file ends inside the chunk '{chunk_type}'")
-    if zlib.crc32(payload, zlib.crc32(head)) != _CRC.unpack(checksum)[0]:
+    if zlib.crc32(payload, zlib.crc32(head)) != CHECKSUM.unpack(checksum)[0]:
         raise CorruptError(f"the checksum of the chunk '{chunk_type}' is wrong")
     return payload

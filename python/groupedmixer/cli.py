@@ -565,10 +565,14 @@ def _run(
 ) -> int:
     """Does `work` for every job (None: there was nothing to do) and reports. Returns 0 or 1."""
     start = time.perf_counter()
+    total = len(jobs) + len(found.unreadable)
     try:
         codecs = _Codecs(args.model, args.device, args.threads, args.jobs)
     except (*_EXPECTED, ImportError, ValueError, RuntimeError) as error:  # torch's own among them
         print(failure(f"model {args.model}" if args.model else "loading", error), file=sys.stderr)
+        if args.json:
+            empty = BatchReport(total, quiet=True, as_json=True, progress=False)
+            empty.close(time.perf_counter() - start, found.passed_over)
         return 1
 
     warned = threading.local()
@@ -603,7 +607,7 @@ def _run(
         return Outcome(source, target, time.perf_counter() - begin, done, warnings=warned.texts)
 
     report = BatchReport(
-        len(jobs) + len(found.unreadable),
+        total,
         quiet=args.quiet,
         as_json=args.json,
         progress=args.progress,

@@ -41,18 +41,21 @@ _MUST_UNDERSTAND = 1
 _PREFIX = struct.Struct("<4sBH")  # signature, format version, length of the header body
 # quality, width, height, colour space, bit depth, skip_below, tile_latents, number of chunks
 _HEADER_TAIL = struct.Struct("<HIIBBBHH")
-_CRC = struct.Struct("<I")
-_CHUNK_HEAD = struct.Struct("<4sBQ")  # type, flags, length of the payload
+CHECKSUM = struct.Struct("<I")
+"""Behind the header and each chunk: the CRC-32 of all of it."""
+CHUNK_HEAD = struct.Struct("<4sBQ")
+"""Type, flags, length of the payload."""
 _TILE_COUNT = struct.Struct("<I")
 _TILE_ENTRY = struct.Struct("<II")  # length of the stream, CRC-32 of the decoded latent's bits
 
 _MIN_BODY = FINGERPRINT_BYTES + 2 * (1 + 1) + _HEADER_TAIL.size
 _MAX_BODY = FINGERPRINT_BYTES + 2 * (1 + MAX_NAME) + _HEADER_TAIL.size
 
-_TILES, _STREAMS, _ALPHA = "TILE", "STRM", "ALPH"
-_METADATA = {"ICCP": "icc_profile", "EXIF": "exif", "XMPP": "xmp"}  # chunk type -> field
+_TILES, _STREAMS, ALPHA_CHUNK = "TILE", "STRM", "ALPH"
+METADATA_FIELDS = {"ICCP": "icc_profile", "EXIF": "exif", "XMPP": "xmp"}
+"""The types of chunks with metadata, and the fields of `GmxFile` that hold them."""
 # Metadata come first: a reader has them before it has loaded the streams.
-_CHUNK_ORDER = (*_METADATA, _TILES, _STREAMS, _ALPHA)
+_CHUNK_ORDER = (*METADATA_FIELDS, _TILES, _STREAMS, ALPHA_CHUNK)
 _REQUIRED_CHUNKS = (_TILES, _STREAMS)
 
 
@@ -76,7 +79,7 @@ class Header:
     colour_space: ColourSpace = ColourSpace.SRGB
     bit_depth: int = 8  # bits per sample; 8 is the only value so far
     skip_below: int = 0  # scale indexes below this code nothing, 0..64
-    tile_latents: int = 64  # side of a tile in latents, a power of two, 16..1024
+    tile_latents: int = 64  # side of a tile in latents, 16, 32 or 64
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,7 @@ def write(file: GmxFile) -> bytes:
             )
 
     chunks: list[tuple[str, list[bytes | memoryview]]] = []
-    for chunk_type, field in _METADATA.items():
+    for chunk_type, field in METADATA_FIELDS.items():
         payload = getattr(file, field)
         if payload is None:
             continue
@@ -159,7 +162,7 @@ def write(file: GmxFile) -> bytes:
         (_STREAMS, [tile.stream for tile in file.tiles]),
     ]
     if file.alpha is not None:
-        chunks.append((_ALPHA, [file.alpha]))
+        chunks.append((ALPHA_CHUNK, [file.alpha]))
 
     parts: list[bytes | memoryview] = [_pack_header(file.header, len(chunks))]
     for chunk_type, payloads in chunks:
@@ -183,7 +186,7 @@ def parse(data: bytes | bytearray | memoryview, max_pixels: int | None = None) -
         PixelLimitError: the picture has more than max_pixels pixels.
     """
     view = _view(data)
-    header, chunk_count, end = _read_header(view)
+    header, chunk_count, end = read_header(view)
     if max_pixels is not None:
         check_pixels(header.width, header.height, max_pixels)
     payloads: dict[str, memoryview] = {}
@@ -203,8 +206,8 @@ def parse(data: bytes | bytearray | memoryview, max_pixels: int | None = None) -
         if required not in payloads:
             raise CorruptError(f"the chunk '{required}' is missing")
     tiles = _read_tiles(header, payloads[_TILES], payloads[_STREAMS])
-    metadata = {field: payloads.get(chunk_type) for chunk_type, field in _METADATA.items()}
-    return GmxFile(header, tiles, payloads.get(_ALPHA), tuple(ignored), **metadata)
+    metadata = {field: payloads.get(chunk_type) for chunk_type, field in METADATA_FIELDS.items()}
+    return GmxFile(header, tiles, payloads.get(ALPHA_CHUNK), tuple(ignored), **metadata)
 
 
 def parse_header(data: bytes | bytearray | memoryview) -> Header:
@@ -213,7 +216,39 @@ def parse_header(data: bytes | bytearray | memoryview) -> Header:
     Raises:
         NotGmxError, UnsupportedVersionError, TruncatedError, CorruptError: as parse() does.
     """
-    return _read_header(_view(data))[0]
+    return read_header(data)[0]
+
+
+def read_header(data: bytes | bytearray | memoryview) -> tuple[Header, int, int]:
+    """As parse_header(); returns also the number of chunks and the offset of the first one."""
+    view = _view(data)
+    if not view:
+        raise NotGmxError("the file is empty")
+    signature = bytes(view[: len(SIGNATURE)])
+    if not SIGNATURE.startswith(signature):
+        raise NotGmxError(f"not a .gmx file: it begins with {signature!r}, not {SIGNATURE!r}")
+    if len(view) <= len(SIGNATURE):
+        raise TruncatedError(f"the file ends after {len(view)} bytes, inside its signature")
+    version = view[len(SIGNATURE)]
+    if version > FORMAT_VERSION:
+        raise UnsupportedVersionError(
+            f"the file has format version {version}, this groupedmixer reads up to "
+            f"{FORMAT_VERSION}; a newer version is needed"
+        )
+    if len(view) < _PREFIX.size:
+        raise TruncatedError(f"the file ends after {len(view)} bytes, inside its header")
+    _, _, body_length = _PREFIX.unpack_from(view)
+    if not _MIN_BODY <= body_length <= _MAX_BODY:
+        raise CorruptError(
+            f"the header's length must be in {_MIN_BODY}..{_MAX_BODY}, got {body_length}"
+        )
+    body_end = _PREFIX.size + body_length
+    if len(view) < body_end + CHECKSUM.size:
+        raise TruncatedError(f"the file ends after {len(view)} bytes, inside its header")
+    if zlib.crc32(view[:body_end]) != CHECKSUM.unpack_from(view, body_end)[0]:
+        raise CorruptError("the header's checksum is wrong")
+    header, chunk_count = _parse_body(view[_PREFIX.size : body_end])
+    return header, chunk_count, body_end + CHECKSUM.size
 
 
 def read_chunks(data: bytes | bytearray | memoryview) -> tuple[Chunk, ...]:
@@ -224,7 +259,7 @@ def read_chunks(data: bytes | bytearray | memoryview) -> tuple[Chunk, ...]:
             that chunks may be of any type and in any order.
     """
     view = _view(data)
-    _, chunk_count, end = _read_header(view)
+    _, chunk_count, end = read_header(view)
     return tuple(_read_chunks(view, end, chunk_count))
 
 
@@ -335,48 +370,17 @@ def _pack_header(header: Header, chunk_count: int) -> bytes:
         )
     )
     checked = _PREFIX.pack(SIGNATURE, FORMAT_VERSION, len(body)) + body
-    return checked + _CRC.pack(zlib.crc32(checked))
+    return checked + CHECKSUM.pack(zlib.crc32(checked))
 
 
 def _pack_chunk(chunk_type: str, parts: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
     length = sum(len(part) for part in parts)
-    flags = 0 if chunk_type in _METADATA else _MUST_UNDERSTAND
-    head = _CHUNK_HEAD.pack(chunk_type.encode("ascii"), flags, length)
+    flags = 0 if chunk_type in METADATA_FIELDS else _MUST_UNDERSTAND
+    head = CHUNK_HEAD.pack(chunk_type.encode("ascii"), flags, length)
     crc = zlib.crc32(head)
     for part in parts:
         crc = zlib.crc32(part, crc)
-    return [head, *parts, _CRC.pack(crc)]
-
-
-def _read_header(view: memoryview) -> tuple[Header, int, int]:
-    """The header, the number of chunks and the offset of the first one."""
-    if not view:
-        raise NotGmxError("the file is empty")
-    signature = bytes(view[: len(SIGNATURE)])
-    if not SIGNATURE.startswith(signature):
-        raise NotGmxError(f"not a .gmx file: it begins with {signature!r}, not {SIGNATURE!r}")
-    if len(view) <= len(SIGNATURE):
-        raise TruncatedError(f"the file ends after {len(view)} bytes, inside its signature")
-    version = view[len(SIGNATURE)]
-    if version > FORMAT_VERSION:
-        raise UnsupportedVersionError(
-            f"the file has format version {version}, this groupedmixer reads up to "
-            f"{FORMAT_VERSION}; a newer version is needed"
-        )
-    if len(view) < _PREFIX.size:
-        raise TruncatedError(f"the file ends after {len(view)} bytes, inside its header")
-    _, _, body_length = _PREFIX.unpack_from(view)
-    if not _MIN_BODY <= body_length <= _MAX_BODY:
-        raise CorruptError(
-            f"the header's length must be in {_MIN_BODY}..{_MAX_BODY}, got {body_length}"
-        )
-    body_end = _PREFIX.size + body_length
-    if len(view) < body_end + _CRC.size:
-        raise TruncatedError(f"the file ends after {len(view)} bytes, inside its header")
-    if zlib.crc32(view[:body_end]) != _CRC.unpack_from(view, body_end)[0]:
-        raise CorruptError("the header's checksum is wrong")
-    header, chunk_count = _parse_body(view[_PREFIX.size : body_end])
-    return header, chunk_count, body_end + _CRC.size
+    return [head, *parts, CHECKSUM.pack(crc)]
 
 
 def _parse_body(body: memoryview) -> tuple[Header, int]:
@@ -421,32 +425,32 @@ def _read_name(body: memoryview, at: int) -> tuple[str, int]:
 def _read_chunks(view: memoryview, at: int, count: int) -> Iterator[Chunk]:
     """Yields `count` chunks from offset `at`, then insists on the end of the data."""
     for index in range(count):
-        if len(view) - at < _CHUNK_HEAD.size:
+        if len(view) - at < CHUNK_HEAD.size:
             raise TruncatedError(f"the file ends inside the head of chunk {index} of {count}")
-        raw_type, flags, length = _CHUNK_HEAD.unpack_from(view, at)
+        raw_type, flags, length = CHUNK_HEAD.unpack_from(view, at)
         if not _CHUNK_TYPE.fullmatch(raw_type):
             raise CorruptError(f"chunk {index}: its type must be 4 letters, got {raw_type!r}")
         if flags & ~_MUST_UNDERSTAND:
             raise CorruptError(f"chunk {index}: unknown flags must be 0, got {flags:#04x}")
-        payload_at = at + _CHUNK_HEAD.size
-        left = len(view) - payload_at - _CRC.size
+        payload_at = at + CHUNK_HEAD.size
+        left = len(view) - payload_at - CHECKSUM.size
         if length > left:
             raise TruncatedError(
                 f"the file ends inside chunk {index} '{raw_type.decode()}': it needs {length} "
                 f"bytes and {max(left, 0)} are left"
             )
         payload_end = payload_at + length
-        if zlib.crc32(view[at:payload_end]) != _CRC.unpack_from(view, payload_end)[0]:
+        if zlib.crc32(view[at:payload_end]) != CHECKSUM.unpack_from(view, payload_end)[0]:
             raise CorruptError(f"chunk {index}: its checksum is wrong")
         yield Chunk(raw_type.decode(), flags == _MUST_UNDERSTAND, view[payload_at:payload_end])
-        at = payload_end + _CRC.size
+        at = payload_end + CHECKSUM.size
     if at != len(view):
         raise CorruptError(f"{len(view) - at} bytes follow the last chunk, there must be none")
 
 
 def _check_place(chunk: Chunk, seen: dict[str, memoryview]) -> None:
     """A known chunk comes once, after those before it in _CHUNK_ORDER, and is marked right."""
-    if chunk.type in _METADATA:
+    if chunk.type in METADATA_FIELDS:
         if chunk.must_understand:
             raise CorruptError(f"the chunk '{chunk.type}' must not be marked as must-understand")
         fault = _metadata_fault(f"the chunk '{chunk.type}'", len(chunk.payload))

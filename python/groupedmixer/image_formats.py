@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .errors import MetadataWarning, UnsupportedImageError
+from .errors import UnsupportedImageError
+from .metadata import warn_dropped
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -23,15 +23,23 @@ class OutputFormat:
     suffixes: tuple[str, ...]  # lower case, with the dot; the first is the one given to new files
     keeps_alpha: bool
     metadata: tuple[str, ...] = ()  # of "icc_profile", "exif" and "xmp", those that it takes
+    keeps_grey: bool = True  # or makes colour of it
     options: Mapping[str, object] = field(default_factory=dict)
 
 
-_ALL = ("icc_profile", "exif", "xmp")
+_NAMES = {"icc_profile": "ICC profile", "exif": "EXIF", "xmp": "XMP"}
+_ALL = tuple(_NAMES)
 
 OUTPUT_FORMATS: Mapping[str, OutputFormat] = {
     "png": OutputFormat("PNG", (".png",), keeps_alpha=True, metadata=_ALL),
+    # exact: also what is invisible is kept.
     "webp": OutputFormat(
-        "WEBP", (".webp",), keeps_alpha=True, metadata=_ALL, options={"lossless": True}
+        "WEBP",
+        (".webp",),
+        keeps_alpha=True,
+        metadata=_ALL,
+        keeps_grey=False,
+        options={"lossless": True, "exact": True},
     ),
     "tiff": OutputFormat("TIFF", (".tiff", ".tif"), keeps_alpha=True, metadata=_ALL),
     "bmp": OutputFormat("BMP", (".bmp",), keeps_alpha=False),
@@ -62,7 +70,8 @@ def format_of_suffix(suffix: str) -> OutputFormat | None:
 def encode_image(image: Image.Image, output_format: OutputFormat) -> bytes:
     """The bytes of an image file, with the metadata of `image.info` that the format takes.
 
-    Warns (MetadataWarning) of metadata that exceed what the format can hold.
+    Warns (MetadataWarning) of metadata that exceed what the format can hold, and of an ICC profile
+    where it cannot hold one, or none of grey samples.
 
     Raises:
         UnsupportedImageError: the format cannot hold the picture's alpha plane or its size.
@@ -107,14 +116,14 @@ def descriptive_exif(exif: Image.Exif, xmp: bytes = b"") -> bytes:
 def _metadata(image: Image.Image, output_format: OutputFormat) -> dict[str, object]:
     """The arguments of Pillow's save() for the metadata in `image.info`."""
     found: dict[str, bytes] = {}
-    for key in output_format.metadata:
+    for key in _ALL:
         data = image.info.get(key)
         if data is None:
             continue
-        limit = _JPEG_LIMITS.get(key)
-        if output_format.pillow_name == "JPEG" and limit is not None and len(data) > limit:
-            _warn_dropped(f"JPEG holds at most {limit} bytes of {key}, got {len(data)}")
-        else:
+        obstacle = _obstacle(key, len(data), image.mode in ("L", "LA"), output_format)
+        if obstacle is not None:
+            warn_dropped(_NAMES[key], obstacle)
+        elif key in output_format.metadata:
             found[key] = data
     arguments: dict[str, object] = dict(found)
     if output_format.pillow_name == "PNG" and "xmp" in found:
@@ -130,6 +139,20 @@ def _metadata(image: Image.Image, output_format: OutputFormat) -> dict[str, obje
     return arguments
 
 
+def _obstacle(key: str, length: int, grey: bool, output_format: OutputFormat) -> str | None:
+    """Why a user should hear that a format cannot hold this, or None."""
+    name = output_format.pillow_name
+    if key == "icc_profile":  # without which colours look wrong; the others are only gone
+        if key not in output_format.metadata:
+            return f"{name} cannot hold one"
+        if grey and not output_format.keeps_grey:
+            return f"{name} makes colour of grey samples"
+    limit = _JPEG_LIMITS.get(key)
+    if name == "JPEG" and limit is not None and length > limit:
+        return f"JPEG holds at most {limit} bytes of it, got {length}"
+    return None
+
+
 def _tiff_directory(exif: bytes, xmp: bytes) -> bytes:
     from PIL import Image
 
@@ -139,9 +162,5 @@ def _tiff_directory(exif: bytes, xmp: bytes) -> bytes:
             parsed.load(exif)
         return descriptive_exif(parsed, xmp)
     except Exception as error:  # Pillow's parser raises nearly anything on damaged data
-        _warn_dropped(f"TIFF cannot hold this EXIF ({error})")
+        warn_dropped("EXIF", f"TIFF cannot hold it ({error})")
         return descriptive_exif(Image.Exif(), xmp)
-
-
-def _warn_dropped(reason: str) -> None:
-    warnings.warn(f"metadata are dropped: {reason}", MetadataWarning, 2)

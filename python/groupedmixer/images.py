@@ -3,16 +3,15 @@
 
 READ ME FIRST
 - The codec sees 8-bit RGB, an optional 8-bit alpha plane and a flag that says "this was grey".
-- 16-bit grey becomes 8 bits by round(v / 257). 16-bit colour arrives from Pillow with 8 bits
-  already (it keeps the high byte; grey with alpha comes as colour). Floating point is refused.
+- What becomes of 16 bits and of other modes is said in samples.py.
 - The EXIF (or XMP) orientation is applied to the samples, and EXIF and XMP then say "upright".
 - ICC profiles: RGB samples keep an RGB profile and grey ones a grey profile, unconverted. CMYK and
   Lab samples are converted to sRGB through theirs, which is then dropped. So is a profile of
   another colour space than the samples, a damaged one, and PNG's gAMA and cHRM.
 - Metadata that cannot be kept are dropped with a MetadataWarning; no picture is refused for them.
 - A fully opaque alpha plane is still an alpha plane: it is coded, in 70 bytes, and comes back.
-- Samples are copied out of Pillow in bands, so that a large picture is in memory twice, not five
-  times.
+- A .gmx file is no picture to code: nobody means to lose something twice. Pillow images are taken
+  whatever they were opened from.
 """
 
 from __future__ import annotations
@@ -20,27 +19,28 @@ from __future__ import annotations
 import io
 import os
 import sys
-import threading
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
+from PIL import ExifTags, Image
 
-from .errors import (
-    CorruptError,
-    GmxError,
-    MetadataWarning,
-    PixelLimitError,
-    UnsupportedImageError,
-)
+from .container import SIGNATURE
+from .errors import CorruptError, MetadataWarning, UnsupportedImageError
 from .image_formats import descriptive_exif
 from .limits import MAX_PIXELS, MAX_SIDE, check_pixels
-from .metadata import EXIF_PREFIX, clean_exif, clean_icc_profile, clean_xmp
+from .metadata import (
+    EXIF_PREFIX,
+    clean_exif,
+    clean_icc_profile,
+    clean_xmp,
+    warn_dropped,
+)
+from .pillow_guard import pillow_errors, pillow_limit
+from .samples import CONVERTED_MODES, colour_key, upright_samples
 
 __all__ = [
     "MAX_PIXELS",
@@ -55,31 +55,16 @@ __all__ = [
 ]
 
 _UInt8Array: TypeAlias = npt.NDArray[np.uint8]
-_Samples: TypeAlias = tuple[_UInt8Array, _UInt8Array | None]
-"""Grey [H, W] or colour [H, W, 3] samples, and alpha [H, W]."""
-
-_GREY_MODES = ("1", "L", "LA", "La")
-_WIDE_GREY_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
-_COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
-# Modes that are converted through their profile, and what ICC calls the colour space.
-_CONVERTED_MODES = {"CMYK": "CMYK", "LAB": "Lab "}
-
-# EXIF orientation -> (swap rows and columns, then reverse rows, reverse columns)
-_ORIENTATIONS = {
-    2: (False, False, True),
-    3: (False, True, True),
-    4: (False, True, False),
-    5: (True, False, False),
-    6: (True, False, True),
-    7: (True, True, True),
-    8: (True, True, False),
-}
-_INVERSE_ORIENTATIONS = {6: 8, 8: 6}  # each of the others is its own inverse
-
-_BAND_PIXELS = 1 << 20  # taken out of Pillow at a time
-
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PNG_METADATA = (b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"iCCP")
+# What is left out of a damaged PNG, the least first: the profile and the orientation matter.
+_PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+_PNG_METADATA = (
+    ("texts", _PNG_TEXTS),
+    ("texts, EXIF and profile", (*_PNG_TEXTS, b"eXIf", b"iCCP")),
+)
+
+# What Pillow calls EXIF as PNG held them before there was a chunk for them, and a PNG's XMP.
+_OTHER_KEYS = {"exif": "Raw profile type exif", "xmp": "XML:com.adobe.xmp"}
 
 # Floats may miss [0, 1] by half a level: they round to the level 0 or 255 all the same.
 _FLOAT_SLACK = 0.5 / 255
@@ -139,7 +124,7 @@ def load_picture(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> 
     Raises:
         OSError: the file cannot be read.
         PixelLimitError: it has more than max_pixels pixels.
-        UnsupportedImageError: Pillow cannot read it, or as from_pil() says.
+        UnsupportedImageError: Pillow cannot read it, it is a .gmx file, or as from_pil() says.
     """
     with open(path, "rb") as stream:
         return read_picture(stream, max_pixels)
@@ -154,37 +139,50 @@ def read_picture(stream: BinaryIO, max_pixels: int = MAX_PIXELS) -> Picture:
         PixelLimitError, UnsupportedImageError: as load_picture() says.
     """
     start = stream.tell()
+    if stream.read(len(SIGNATURE)) == SIGNATURE:
+        raise UnsupportedImageError(
+            "the input must be a picture, it is a .gmx file; decompress it first if it is to be "
+            "coded again, which loses more"
+        )
+    stream.seek(start)
     try:
         return _read(stream, max_pixels)
-    except UnsupportedImageError:
-        # Pillow gives up a PNG whose texts or profile are damaged, or expand to more than 1 MiB.
+    except UnsupportedImageError as error:
+        failure = error
+    # Pillow gives up a PNG whose texts or profile are damaged, or expand to more than 1 MiB.
+    for what, types in _PNG_METADATA:
         stream.seek(start)
-        bare = _png_without_metadata(stream)
+        bare = _png_without(types, stream)
         if bare is None:
-            raise
-        picture = _read(bare, max_pixels)
-    warnings.warn("damaged or oversized texts of the PNG are dropped", MetadataWarning, 2)
-    return picture
+            continue
+        try:
+            picture = _read(bare, max_pixels)
+        except UnsupportedImageError as error:
+            failure = error
+            continue
+        warnings.warn(f"{what} of the PNG are dropped: damaged or oversized", MetadataWarning, 2)
+        return picture
+    raise failure
 
 
 def _read(stream: BinaryIO, max_pixels: int) -> Picture:
-    with _pillow_limit(max_pixels):
-        with _pillow_errors(UnsupportedImageError, "not an image that Pillow can read"):
+    with pillow_limit(max_pixels):
+        with pillow_errors(UnsupportedImageError, "not an image that Pillow can read", max_pixels):
             image = Image.open(stream)
         with image:
             check_pixels(image.width, image.height, max_pixels)
             return from_pil(image)
 
 
-def _png_without_metadata(stream: BinaryIO) -> BinaryIO | None:
-    """A copy of a PNG file without its texts, EXIF and profile; None where it has none of them."""
+def _png_without(types: tuple[bytes, ...], stream: BinaryIO) -> BinaryIO | None:
+    """A copy of a PNG file without chunks of these types; None where it has none of them."""
     if stream.read(len(_PNG_SIGNATURE)) != _PNG_SIGNATURE:
         return None
     kept, dropped = io.BytesIO(), False
     kept.write(_PNG_SIGNATURE)
     while len(head := stream.read(8)) == 8:
         body = stream.read(int.from_bytes(head[:4], "big") + 4)  # with its CRC
-        if head[4:] in _PNG_METADATA:
+        if head[4:] in types:
             dropped = True
         else:
             kept.write(head + body)
@@ -192,7 +190,7 @@ def _png_without_metadata(stream: BinaryIO) -> BinaryIO | None:
     return kept if dropped else None
 
 
-def from_pil(image: Image.Image) -> Picture:
+def from_pil(image: Image.Image, metadata: Mapping[str, bytes | None] | None = None) -> Picture:
     """The samples of a Pillow image of any mode but "F", turned upright, and its metadata.
 
     A file of several frames is refused, except MPO: that is a photograph (JPEG) whose further
@@ -200,28 +198,59 @@ def from_pil(image: Image.Image) -> Picture:
 
     Warns (MetadataWarning) of metadata that had to be dropped.
 
+    Args:
+        image: is left as it is, but loaded.
+        metadata: in place of what `image.info` has of "exif", "icc_profile" and "xmp"; None for
+            none. The orientation is that of the EXIF data given.
+
     Raises:
         UnsupportedImageError: several frames, a mode or size that cannot be coded, or pixels that
             Pillow cannot decode.
         PixelLimitError: Pillow's own limit, met while it decodes.
     """
     _check_sides(image.width, image.height)
-    with _pillow_errors(UnsupportedImageError, "the image cannot be decoded"):
-        frames = getattr(image, "n_frames", 1)
-        if frames > 1 and image.format != "MPO":
-            raise UnsupportedImageError(
-                f"an image must have one frame, got {frames}; animations and multi-page files "
-                "cannot be coded (save a frame of its own, or pass image.copy())"
-            )
+    _check_one_frame(image)
+    with pillow_errors(UnsupportedImageError, "the image cannot be decoded"):
+        key = colour_key(image)
         image.load()
-        orientation, exif = _orientation_and_exif(image)
-        picture = _upright_samples(image, orientation)
-    return replace(
-        picture,
-        icc_profile=_kept_profile(image, picture.grey),
+        told = _with_metadata(image, metadata) if metadata else image
+        orientation, exif = _orientation_and_exif(told)
+        profile = told.info.get("icc_profile")
+        rgb, alpha, grey = upright_samples(image, orientation, key, profile)
+    return Picture(
+        rgb,
+        alpha,
+        grey,
+        icc_profile=None if image.mode in CONVERTED_MODES else _kept_profile(profile, grey),
         exif=exif,
-        xmp=_kept_xmp(image),
+        xmp=_kept_xmp(told),
     )
+
+
+def _with_metadata(image: Image.Image, metadata: Mapping[str, bytes | None]) -> Image.Image:
+    """An image of no pixels, with an image's metadata or what is given in their place."""
+    replaced = {name for key in metadata for name in (key, _OTHER_KEYS.get(key))}
+    told = Image.Image()
+    told.info = {key: value for key, value in image.info.items() if key not in replaced}
+    if image.format == "TIFF" and "exif" not in metadata:
+        told.info["exif"] = descriptive_exif(image.getexif())
+    told.info.update({key: value for key, value in metadata.items() if value})
+    return told
+
+
+def _check_one_frame(image: Image.Image) -> None:
+    """Refuses animations and files of several pages.
+
+    Raises:
+        UnsupportedImageError: the image has several frames, and is no photograph in an MPO file.
+    """
+    with pillow_errors(UnsupportedImageError, "the image cannot be decoded"):
+        frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":
+        raise UnsupportedImageError(
+            f"an image must have one frame, got {frames}; animations and multi-page files "
+            "cannot be coded (save a frame of its own, or pass image.copy())"
+        )
 
 
 def _orientation_and_exif(image: Image.Image) -> tuple[object, bytes | None]:
@@ -231,14 +260,14 @@ def _orientation_and_exif(image: Image.Image) -> tuple[object, bytes | None]:
         orientation = exif.get(ExifTags.Base.Orientation, 1)
         data = _exif_bytes(image, exif)
     except Exception as error:  # Pillow's parser raises nearly anything on damaged data
-        _warn_dropped("EXIF", error)
+        warn_dropped("EXIF", error)
         return 1, None
     if data is None:
         return orientation, None
     try:
         return orientation, clean_exif(data)
     except ValueError as error:
-        _warn_dropped("EXIF", error)
+        warn_dropped("EXIF", error)
         return orientation, None
 
 
@@ -247,35 +276,30 @@ def _exif_bytes(image: Image.Image, exif: Image.Exif) -> bytes | None:
         return descriptive_exif(exif) or None
     if data := image.info.get("exif"):
         return bytes(data)
-    if "Raw profile type exif" in image.info:  # how PNG held EXIF before it had a chunk for it
+    if _OTHER_KEYS["exif"] in image.info:
         return exif.tobytes()
     return None
 
 
-def _kept_profile(image: Image.Image, grey: bool) -> bytes | None:
-    profile = image.info.get("icc_profile")
-    if not profile or image.mode in _CONVERTED_MODES:
+def _kept_profile(profile: bytes | None, grey: bool) -> bytes | None:
+    if not profile:
         return None
     try:
         return clean_icc_profile(bytes(profile), "GRAY" if grey else "RGB ")
     except ValueError as error:
-        _warn_dropped("ICC profile", error)
+        warn_dropped("ICC profile", error)
         return None
 
 
 def _kept_xmp(image: Image.Image) -> bytes | None:
-    packet = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp")
+    packet = image.info.get("xmp") or image.info.get(_OTHER_KEYS["xmp"])
     if not packet:
         return None
     try:
         return clean_xmp(packet)
     except ValueError as error:
-        _warn_dropped("XMP", error)
+        warn_dropped("XMP", error)
         return None
-
-
-def _warn_dropped(what: str, reason: Exception) -> None:
-    warnings.warn(f"the image's {what} is dropped: {reason}", MetadataWarning, 2)
 
 
 def as_picture(image: object) -> Picture:
@@ -348,7 +372,7 @@ def decode_alpha(
     Raises:
         CorruptError: it is anything else, or damaged.
     """
-    with _pillow_limit(width * height), _pillow_errors(CorruptError, "the alpha plane is damaged"):
+    with pillow_limit(width * height), pillow_errors(CorruptError, "the alpha plane is damaged"):
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             frames = getattr(image, "n_frames", 1)
             sizes = ((width, height), (1, 1))
@@ -363,166 +387,11 @@ def decode_alpha(
             return np.full((height, width), plane[0, 0])
 
 
-@contextmanager
-def _pillow_errors(error_type: type[GmxError], what: str) -> Iterator[None]:
-    """Turns whatever Pillow raises into `error_type`, and its pixel limit into ours."""
-    try:
-        yield
-    except (GmxError, MemoryError, MetadataWarning):  # a warning where warnings are errors
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        if issubclass(error_type, CorruptError):
-            raise error_type(f"{what}: {error}") from error
-        raise PixelLimitError(str(error)) from error
-    except UnidentifiedImageError as error:  # its text names an object, not a file
-        raise error_type(what) from error
-    except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
-        raise error_type(f"{what}: {error}") from error
-
-
-class _PillowLimit:
-    """Pillow's limit of pixels, which is one for the process, raised while pictures are read."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._wanted: list[int] = []  # by those who read now, on any thread
-        self._own: int | None = None  # Pillow's, while there are any
-
-    @contextmanager
-    def __call__(self, max_pixels: int) -> Iterator[None]:
-        """Lets Pillow open pictures of max_pixels; a limit that is higher already stays."""
-        with self._lock:
-            if not self._wanted:
-                self._own = Image.MAX_IMAGE_PIXELS
-            self._wanted.append(max_pixels)
-            self._set()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._wanted.remove(max_pixels)
-                self._set()
-
-    def _set(self) -> None:
-        if self._own is not None:
-            Image.MAX_IMAGE_PIXELS = max([self._own, *self._wanted])
-
-
-_pillow_limit = _PillowLimit()
-
-
 def _check_sides(width: int, height: int) -> None:
     if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
         raise UnsupportedImageError(
             f"width and height must be in 1..{MAX_SIDE} pixels, got {width} x {height}"
         )
-
-
-def _upright_samples(image: Image.Image, orientation: object) -> Picture:
-    """The samples of an image, turned as its orientation says."""
-    samples_of = _converter(image)
-    rows = max(1, _BAND_PIXELS // image.width)
-    bands = (
-        samples_of(image.crop((0, top, image.width, min(top + rows, image.height))))
-        for top in range(0, image.height, rows)
-    )
-    turned = orientation in _ORIENTATIONS and _ORIENTATIONS[orientation][0]
-    height, width = (image.width, image.height) if turned else (image.height, image.width)
-    inverse = _INVERSE_ORIENTATIONS.get(orientation, orientation)  # type: ignore[call-overload]
-    rgb = np.empty((height, width, 3), np.uint8)
-    alpha = None
-    grey = False
-    top = 0
-    for colour, band_alpha in bands:
-        below = top + len(colour)
-        grey = colour.ndim == 2
-        _upright(rgb, inverse)[top:below] = colour[..., None] if grey else colour
-        if band_alpha is not None:
-            if alpha is None:
-                alpha = np.empty((height, width), np.uint8)
-            _upright(alpha, inverse)[top:below] = band_alpha
-        top = below
-    return Picture(rgb, alpha, grey)
-
-
-def _converter(image: Image.Image) -> Callable[[Image.Image], _Samples]:
-    """What turns a part of this image into samples."""
-    if image.mode in _WIDE_GREY_MODES:
-        return _wide_grey
-    if image.mode in _GREY_MODES:
-        return _grey_alpha if image.has_transparency_data else _grey
-    if image.mode not in _COLOUR_MODES:
-        modes = ", ".join(_GREY_MODES + _WIDE_GREY_MODES + _COLOUR_MODES)
-        raise UnsupportedImageError(f"the image's mode must be one of {modes}, got {image.mode}")
-    if image.has_transparency_data:
-        return _colour_alpha
-    profile = image.info.get("icc_profile")
-    if image.mode in _CONVERTED_MODES and profile:
-        try:
-            return _through_profile(image.mode, bytes(profile))
-        except (ValueError, ImageCms.PyCMSError, OSError) as error:
-            _warn_dropped(f"{image.mode} ICC profile", error)
-    return _colour
-
-
-def _grey(image: Image.Image) -> _Samples:
-    return np.asarray(image.convert("L")), None
-
-
-def _grey_alpha(image: Image.Image) -> _Samples:
-    grey_alpha = np.asarray(image.convert("LA"))  # there is no way from La to anything but LA
-    return grey_alpha[..., 0], grey_alpha[..., 1]
-
-
-def _colour(image: Image.Image) -> _Samples:
-    return np.asarray(image.convert("RGB")), None
-
-
-def _colour_alpha(image: Image.Image) -> _Samples:
-    rgba = np.asarray(image.convert("RGBA"))
-    return rgba[..., :3], rgba[..., 3]
-
-
-def _wide_grey(image: Image.Image) -> _Samples:
-    """Grey samples of 16 bits, which mode "I" holds in 32."""
-    values = np.asarray(image).astype(np.int32)
-    low, high = values.min(), values.max()
-    if low < 0 or high > 65535:
-        raise UnsupportedImageError(
-            f"samples of mode {image.mode} must be in 0..65535, got {low}..{high}"
-        )
-    grey = ((values + 128) // 257).astype(np.uint8)
-    transparent = image.info.get("transparency")
-    if transparent is None:
-        return grey, None
-    return grey, np.where(values == transparent, 0, 255).astype(np.uint8)
-
-
-def _through_profile(mode: str, profile: bytes) -> Callable[[Image.Image], _Samples]:
-    """A conversion to sRGB. ValueError, PyCMSError or OSError: the profile cannot be used."""
-    transform = ImageCms.buildTransform(
-        ImageCms.ImageCmsProfile(io.BytesIO(clean_icc_profile(profile, _CONVERTED_MODES[mode]))),
-        ImageCms.createProfile("sRGB"),
-        mode,
-        "RGB",
-    )
-
-    def convert(image: Image.Image) -> _Samples:
-        converted = ImageCms.applyTransform(image, transform)
-        assert converted is not None  # None is for inPlace=True only
-        return np.asarray(converted), None
-
-    return convert
-
-
-def _upright(plane: Any, orientation: object) -> Any:
-    """[H, W] or [H, W, C] samples turned as the EXIF orientation says; unknown ones are upright."""
-    if plane is None or orientation not in _ORIENTATIONS:
-        return plane
-    swap, reverse_rows, reverse_columns = _ORIENTATIONS[orientation]
-    if swap:
-        plane = plane.swapaxes(0, 1)
-    return plane[:: -1 if reverse_rows else 1, :: -1 if reverse_columns else 1]
 
 
 def _picture(colour: _UInt8Array, alpha: _UInt8Array | None) -> Picture:

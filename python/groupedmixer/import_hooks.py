@@ -46,9 +46,9 @@ class _Finder:
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != self._name:
-            return None
         others = list(sys.meta_path)
+        if fullname != self._name or self not in others:  # somebody took us out of the list
+            return None
         for finder in others[others.index(self) + 1 :]:
             spec = finder.find_spec(fullname, path, target)
             if spec is not None:

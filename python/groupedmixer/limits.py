@@ -29,7 +29,12 @@ def check_pixels(width: int, height: int, max_pixels: int) -> None:
         PixelLimitError: the picture is larger.
     """
     if width * height > max_pixels:
-        raise PixelLimitError(
-            f"the picture must have at most max_pixels = {max_pixels} pixels, "
-            f"got {width} x {height} = {width * height}; raise the limit if you trust its source"
-        )
+        raise pixel_limit_error(f"{width} x {height} = {width * height}", max_pixels)
+
+
+def pixel_limit_error(size: str, max_pixels: int) -> PixelLimitError:
+    """The error that tells a picture's size, in words, and the limit it exceeds."""
+    return PixelLimitError(
+        f"the picture must have at most max_pixels = {max_pixels} pixels, got {size}; raise the "
+        "limit if you trust its source"
+    )

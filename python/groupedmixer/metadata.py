@@ -2,8 +2,9 @@
 """ICC profiles, EXIF and XMP on their way into a file: checked, and turned upright with the pixels.
 
 READ ME FIRST
-- Each function returns the bytes that a .gmx file stores, or raises ValueError with the reason why
-  they had better be dropped. The caller drops them: no picture is refused for its metadata.
+- clean_* return the bytes that a .gmx file stores, or raise ValueError with the reason why they
+  had better be dropped. The caller drops them, which warn_dropped() tells: no picture is refused
+  for its metadata.
 - The pixels are stored upright, so an orientation in EXIF or XMP is set to 1 in place. All other
   bytes stay where they are, as maker notes hold offsets that nobody but the camera knows.
 - The thumbnail in EXIF shows the picture before it was turned, in a size that may exceed ours: it
@@ -15,11 +16,13 @@ from __future__ import annotations
 
 import re
 import struct
+import warnings
 from dataclasses import dataclass
 
+from .errors import MetadataWarning
 from .limits import MAX_METADATA
 
-__all__ = ["EXIF_PREFIX", "clean_exif", "clean_icc_profile", "clean_xmp"]
+__all__ = ["EXIF_PREFIX", "clean_exif", "clean_icc_profile", "clean_xmp", "warn_dropped"]
 
 EXIF_PREFIX = b"Exif\0\0"
 """What JPEG and Pillow put before EXIF data, and .gmx files do not."""
@@ -105,6 +108,11 @@ def clean_xmp(data: bytes | str) -> bytes:
     if b"<!DOCTYPE" in packet or b"<!ENTITY" in packet:
         raise ValueError("it declares XML entities, which may expand to any size")
     return _XMP_ORIENTATION.sub(rb"\g<1>\g<2>1", packet)
+
+
+def warn_dropped(what: str, reason: object) -> None:
+    """Warns (MetadataWarning) that a part of the metadata is left out, and why."""
+    warnings.warn(f"the image's {what} is dropped: {reason}", MetadataWarning, 3)
 
 
 def _check_length(data: bytes | bytearray) -> None:

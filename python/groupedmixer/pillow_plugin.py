@@ -168,8 +168,11 @@ def _save(image: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
     codec = options.get("codec")
     if codec is None:
         codec = _codec(options.get("model", "rt"))
+    from .images import from_pil
+
     try:
-        data = codec.compress(_with_metadata(image, options), options.get("quality", 4.0))
+        picture = from_pil(image, _metadata(options))
+        data = codec.compress(picture, options.get("quality", 4.0))
     except GmxError as error:
         raise OSError(f"cannot write as {_FORMAT}: {error}") from error
     fp.write(data)
@@ -177,19 +180,12 @@ def _save(image: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
         fp.flush()
 
 
-def _with_metadata(image: Image.Image, options: dict[str, Any]) -> Image.Image:
-    """The image with the metadata among the options in place of its own."""
+def _metadata(options: dict[str, Any]) -> dict[str, bytes | None]:
+    """The metadata among the options, None for none."""
     given = {name: options[name] for name in _METADATA if name in options}
-    if not given:
-        return image
-    changed = image.copy()
-    for name, value in given.items():
-        changed.info.pop(name, None)
-        if isinstance(value, Image.Exif):
-            value = value.tobytes()
-        if value:
-            changed.info[name] = value
-    return changed
+    if isinstance(given.get("exif"), Image.Exif):
+        given["exif"] = given["exif"].tobytes()
+    return given
 
 
 def _codec(model: str) -> Codec:
