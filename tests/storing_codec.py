@@ -12,6 +12,7 @@ from PIL import Image
 
 import groupedmixer
 from groupedmixer import cli
+from groupedmixer.coding import ARITHMETIC_ID
 from groupedmixer.container import GmxFile, Header, Tile, parse, parse_header, quality_field, write
 from groupedmixer.images import Picture, decode_alpha, encode_alpha, to_pil
 from groupedmixer.limits import MAX_PIXELS
@@ -24,7 +25,7 @@ class StoringCodec:
     fingerprint = bytes(8)
 
     def compress(self, image: Picture, quality: float = 4.0) -> bytes:
-        header = Header(bytes(8), "rt-1", "arithmetic-1", quality_field(quality), *size(image))
+        header = Header(bytes(8), "rt-1", ARITHMETIC_ID, quality_field(quality), *size(image))
         streams = [image.rgb.tobytes()]
         streams += [b""] * (
             tile_grid(image.height, image.width, header.tile_latents, 2, 2).count - 1

@@ -12,6 +12,7 @@ from PIL import Image
 
 from . import container
 from .batch import Stop
+from .coding import ARITHMETIC_ID
 from .container import QUALITY_STEPS, Header, quality_field
 from .errors import GmxError, NotGmxError
 from .image_formats import OutputFormat, encode_image
@@ -19,6 +20,7 @@ from .images import Picture, as_picture, load_picture
 from .limits import MAX_PIXELS
 from .metrics import psnr
 from .output_files import Job, check_target, write_atomically
+from .pillow_guard import pillow_limit
 from .search import quality_for
 
 if TYPE_CHECKING:
@@ -86,8 +88,8 @@ def compress_file(
         Replace an output that exists.
     resume
         Leave the output alone if it is a whole .gmx file, not older than its source, of these
-        weights and of this quality (if that is given and not searched). Another .gmx file is
-        replaced; a file of another kind is not, without ``force``.
+        weights, of this version's arithmetic and of this quality (if that is given and not
+        searched). Another .gmx file is replaced; a file of another kind is not, without ``force``.
     verify
         Decode the new file before it is written. It must decode, with the latent's checksum, to a
         picture of the same size and kind and to the same alpha plane; its PSNR is reported.
@@ -239,13 +241,20 @@ def _earlier_gmx(job: Job, fingerprint: bytes, quality: int | None) -> str:
         return "foreign"
     except GmxError:  # damaged, or of another version
         return "other"
-    is_same = header.weights_fingerprint == fingerprint and quality in (None, header.quality)
+    is_same = (
+        header.weights_fingerprint == fingerprint
+        and header.arithmetic_id == ARITHMETIC_ID
+        and quality in (None, header.quality)
+    )
     return "done" if is_same and _is_as_new(job) else "other"
 
 
 def _is_decoded(job: Job, size: tuple[int, int], output_format: OutputFormat) -> bool:
     try:
-        with Image.open(job.target, formats=[output_format.pillow_name]) as image:
+        with (
+            pillow_limit(size[0] * size[1]),
+            Image.open(job.target, formats=[output_format.pillow_name]) as image,
+        ):
             found = image.size
     except (OSError, ValueError, Image.DecompressionBombError):  # no such image
         return False
