@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from groupedmixer_ext import _build_info
 
 if TYPE_CHECKING:
-    from groupedmixer_ext._engine import _Coded, _Settings, _Tile, _Times
+    from groupedmixer_ext._engine import _Coded, _Progress, _Settings, _Tile, _Times
 
 __all__ = ["DeviceEngine", "device_module", "has_cuda"]
 
@@ -47,7 +47,7 @@ class DeviceEngine:
         self._latent_channels = latent_channels
 
     def encode(
-        self, y: Any, settings: Sequence[_Settings], stream: int, out: Any
+        self, y: Any, settings: Sequence[_Settings], stream: int, out: Any, progress: _Progress
     ) -> tuple[list[_Coded], Any, _Times]:
         shape = tuple(y.shape)
         y_hat = np.empty(shape, np.float32) if out is None else out
@@ -61,6 +61,7 @@ class DeviceEngine:
             )
             items.append(coded)
             _add(times, spent)
+        _finish(progress, sum(len(tiles) for tiles, _ in items))
         return items, y_hat, times
 
     def decode(
@@ -71,6 +72,7 @@ class DeviceEngine:
         settings: Sequence[_Settings],
         stream: int,
         out: Any,
+        progress: _Progress,
     ) -> tuple[Any, _Times]:
         shape = (len(tiles), height, width, self._latent_channels)
         y_hat = np.empty(shape, np.float32) if out is None else out
@@ -79,10 +81,16 @@ class DeviceEngine:
         for one, item in enumerate(settings):
             spent = self._native.decode(tiles[one], height, width, item, target[one], stream)
             _add(times, spent)
+        _finish(progress, sum(wanted for item in tiles for *_, wanted in item))
         return y_hat, times
 
     def compress(
-        self, rgb: NDArray[np.uint8], settings: _Settings, stream: int, want_latent: bool
+        self,
+        rgb: NDArray[np.uint8],
+        settings: _Settings,
+        stream: int,
+        want_latent: bool,
+        progress: _Progress,
     ) -> tuple[_Coded, NDArray[np.float32] | None, _Times]:
         height, width, _ = rgb.shape
         y_hat = None
@@ -97,6 +105,7 @@ class DeviceEngine:
             0 if y_hat is None else y_hat.ctypes.data,
             stream,
         )
+        _finish(progress, len(coded[0]))
         return coded, y_hat, times
 
     def decompress(
@@ -108,12 +117,14 @@ class DeviceEngine:
         region: tuple[int, int, int, int],
         grey: bool,
         stream: int,
+        progress: _Progress,
     ) -> tuple[NDArray[np.uint8], _Times]:
         top, left, bottom, right = region
         rgb = np.empty((max(bottom - top, 0), max(right - left, 0), 3), np.uint8)
         times = self._native.decompress(
             tiles, height, width, settings, region, grey, rgb.ctypes.data, stream
         )
+        _finish(progress, len(tiles))
         return rgb, times
 
     def report(self) -> dict[str, int]:
@@ -167,6 +178,11 @@ def _is_packed(strides: Sequence[int] | None, shape: tuple[int, ...], itemsize: 
             return False
         step *= size
     return True
+
+
+def _finish(progress: _Progress, tiles: int) -> None:
+    if progress is not None:
+        progress(tiles, tiles)
 
 
 def _add(times: dict[str, float], more: dict[str, float]) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -9,6 +9,7 @@ _Tables: TypeAlias = tuple[NDArray[np.uint16], NDArray[np.int32], NDArray[np.int
 _Settings: TypeAlias = tuple[int, int, int]  # quality, skip_below, tile
 _Tile: TypeAlias = tuple[bytes | memoryview, int, bool]  # stream, checksum, wanted
 _Times: TypeAlias = dict[str, float]
+_Progress: TypeAlias = Callable[[int, int], object] | None  # tiles done, tiles in all
 # [(stream, checksum)], (num_symbols, num_coded, num_escaped)
 _Coded: TypeAlias = tuple[list[tuple[bytes, int]], tuple[int, int, int]]
 
@@ -40,7 +41,11 @@ class Coders:
 class Engine:
     def __init__(self, coders: Coders) -> None: ...
     def encode(
-        self, y: NDArray[np.float32], settings: Sequence[_Settings], threads: int
+        self,
+        y: NDArray[np.float32],
+        settings: Sequence[_Settings],
+        threads: int,
+        progress: _Progress,
     ) -> tuple[list[_Coded], NDArray[np.float32], _Times]: ...
     def decode(
         self,
@@ -49,9 +54,15 @@ class Engine:
         width: int,
         settings: Sequence[_Settings],
         threads: int,
+        progress: _Progress,
     ) -> tuple[NDArray[np.float32], _Times]: ...
     def compress(
-        self, rgb: NDArray[np.uint8], settings: _Settings, threads: int, want_latent: bool
+        self,
+        rgb: NDArray[np.uint8],
+        settings: _Settings,
+        threads: int,
+        want_latent: bool,
+        progress: _Progress,
     ) -> tuple[_Coded, NDArray[np.float32] | None, _Times]: ...
     def decompress(
         self,
@@ -62,4 +73,5 @@ class Engine:
         region: tuple[int, int, int, int],
         grey: bool,
         threads: int,
+        progress: _Progress,
     ) -> tuple[NDArray[np.uint8], _Times]: ...

@@ -12,7 +12,7 @@ torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -27,6 +27,7 @@ __all__ = [
     "CodedLatent",
     "Engine",
     "NonFiniteError",
+    "Progress",
     "Region",
     "Settings",
     "TableArrays",
@@ -44,6 +45,12 @@ _MAX_THREADS = 1024
 
 Times: TypeAlias = dict[str, float]
 """Seconds by stage: ``transform``, ``hyper``, ``entropy_model``, ``rans``."""
+
+Progress: TypeAlias = Callable[[int, int], object]
+"""Called with tiles done and tiles in all, on the thread that made the call: first with none done,
+in the end with all, and in between when there is something new. What it raises stops the call at
+once, in the middle of its tiles, and comes out of it. On a GPU, whose work is one graph, it is only
+called in the end."""
 
 
 class TableArrays(NamedTuple):
@@ -190,6 +197,7 @@ class Engine:
         *,
         stream: int = 0,
         out: Any = None,  # [B, H, W, M]
+        progress: Progress | None = None,
     ) -> tuple[list[CodedLatent], Any, Times]:
         """Codes a batch of latents.
 
@@ -204,6 +212,9 @@ class Engine:
             ``torch.cuda.current_stream().cuda_stream``.
         out
             Receives y_hat, contiguous float32; of the same kinds as ``y``. None: a new array.
+        progress
+            Is told how far the call is, and may stop it; see `Progress`. Without it, signals are
+            handled during the call all the same, so that it can be interrupted.
 
         Returns
         -------
@@ -225,7 +236,7 @@ class Engine:
             )
         _check_batch(settings, len(y))
         items, y_hat, times = self._native.encode(
-            y, list(settings), self._workers(threads, stream), out
+            y, list(settings), self._workers(threads, stream), out, progress
         )
         return [_coded(item) for item in items], y_hat, times
 
@@ -239,11 +250,12 @@ class Engine:
         *,
         stream: int = 0,
         out: Any = None,  # [B, H, W, M]
+        progress: Progress | None = None,
     ) -> tuple[Any, Times]:
         """Decodes a batch of latents of one size (H, W).
 
-        ``threads``, ``stream`` and ``out`` are those of `encode`. Tiles that are not ``wanted`` are
-        0 in the result, and of their bytes only z is looked at.
+        ``threads``, ``stream``, ``out`` and ``progress`` are those of `encode`. Tiles that are not
+        ``wanted`` are 0 in the result, and of their bytes only z is looked at.
 
         Returns
         -------
@@ -262,7 +274,7 @@ class Engine:
         _check_batch(settings, len(tiles))
         batch = [_native_tiles(item, wanted) for item in tiles]
         return self._native.decode(
-            batch, height, width, list(settings), self._workers(threads, stream), out
+            batch, height, width, list(settings), self._workers(threads, stream), out, progress
         )
 
     def compress(
@@ -273,8 +285,12 @@ class Engine:
         want_latent: bool = False,
         *,
         stream: int = 0,
+        progress: Progress | None = None,
     ) -> tuple[CodedLatent, NDArray[np.float32] | None, Times]:
-        """Pixels to streams. Raises as `encode` does.
+        """Pixels to streams. Raises as `encode` does, whose ``progress`` it has.
+
+        On the CPU, only some rows of tiles of the latent are in memory at a time, unless it is
+        wanted.
 
         Returns
         -------
@@ -285,7 +301,11 @@ class Engine:
         if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8 or 0 in rgb.shape:
             raise ValueError(f"rgb must be uint8 [H, W, 3], got {rgb.dtype} {list(rgb.shape)}")
         item, y_hat, times = self._native.compress(
-            np.ascontiguousarray(rgb), settings, self._workers(threads, stream), want_latent
+            np.ascontiguousarray(rgb),
+            settings,
+            self._workers(threads, stream),
+            want_latent,
+            progress,
         )
         return _coded(item), y_hat, times
 
@@ -299,11 +319,12 @@ class Engine:
         grey: bool = False,
         *,
         stream: int = 0,
+        progress: Progress | None = None,
     ) -> tuple[NDArray[np.uint8], Times]:
         """Streams to the pixels of a picture of ``size`` (H, W), or of a region of it.
 
-        Only tiles that the region depends on are decoded. ``grey``: all three samples of a pixel
-        are the mean of its colours.
+        Only tiles that the region depends on are decoded, and counted by ``progress``, which is
+        that of `encode`. ``grey``: all three samples of a pixel are the mean of its colours.
 
         Returns
         -------
@@ -325,6 +346,7 @@ class Engine:
             region or (0, 0, height, width),
             grey,
             self._workers(threads, stream),
+            progress,
         )
         return rgb, times
 
@@ -363,9 +385,10 @@ class _CpuEngine:
         settings: Sequence[_engine._Settings],
         threads: int,
         out: NDArray[np.float32] | None,
+        progress: Progress | None,
     ) -> tuple[list[_engine._Coded], NDArray[np.float32], Times]:
         scratch = np.array(y, np.float32, order="C", copy=True)
-        items, y_hat, times = self._native.encode(scratch, settings, threads)
+        items, y_hat, times = self._native.encode(scratch, settings, threads, progress)
         return items, _moved(y_hat, out), times
 
     def decode(
@@ -376,8 +399,9 @@ class _CpuEngine:
         settings: Sequence[_engine._Settings],
         threads: int,
         out: NDArray[np.float32] | None,
+        progress: Progress | None,
     ) -> tuple[NDArray[np.float32], Times]:
-        y_hat, times = self._native.decode(tiles, height, width, settings, threads)
+        y_hat, times = self._native.decode(tiles, height, width, settings, threads, progress)
         return _moved(y_hat, out), times
 
     def report(self) -> dict[str, int]:

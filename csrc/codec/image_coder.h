@@ -2,6 +2,9 @@
 //
 // Pixels to streams and back with the `patch` transforms around a LatentCoder: no number on the way
 // depends on the machine, so neither do the bytes of the encoder nor the pixels of the decoder.
+//
+// Of the latent, there are some rows of tiles in memory (latent_coder.h), and what the transforms
+// see around them.
 
 #pragma once
 
@@ -17,7 +20,7 @@ class ImageCoder {
  public:
   // Throws std::invalid_argument. The coder has to outlive this.
   ImageCoder(const WeightMap& weights, const transform::PatchSizes& sizes,
-             const LatentCoder& latent_coder);
+             const LatentCoder& latent_coder, const transform::PatchTiling& tiling = {});
 
   // The latent grid of a picture: ceil(size / 16), rounded up to whole patches.
   struct Size {
@@ -38,14 +41,14 @@ class ImageCoder {
   CodedLatent encode(const uint8_t* rgb,  // [height, width, 3]
                      int64_t height, int64_t width, const Settings& settings,
                      float* y_hat,  // [latent height, latent width, M]
-                     StageTimes& times) const;
+                     StageTimes& times, Watch& watch) const;
 
   // Decodes a region of a picture, and of its tiles only those that the region depends on.
   // `wanted` of the tiles is ignored.
   void decode(std::vector<TileView> tiles, int64_t height, int64_t width, const Settings& settings,
               const transform::PixelRegion& region, bool grey,
               uint8_t* rgb,  // [bottom - top, right - left, 3]
-              StageTimes& times) const;
+              StageTimes& times, Watch& watch) const;
 
  private:
   int64_t reach_;  // of g_s, in latent positions

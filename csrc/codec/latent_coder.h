@@ -9,16 +9,21 @@
 // Both directions run the same Mixer::predict. Tiles are independent of each other, so they are
 // spread over threads, and threads that are left over work together on a tile; neither changes a
 // byte. A coder is immutable and may be used by any number of threads.
+//
+// A latent need not be in memory as a whole: rows of tiles are coded a few at a time, in bands, of
+// which each thread gets some tiles. Of the rest of a picture, there is z.
 
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "common/aligned.h"
 #include "common/arena.h"
+#include "common/watch.h"
 #include "common/weight_map.h"
 #include "entropy/rans.h"
 #include "entropy/tables.h"
@@ -95,6 +100,18 @@ struct LevelRows {
   AlignedVector embedding;                       // [d], e_level
 };
 
+// Where the rows of a latent are made when they are needed: returns rows [begin, end) in memory,
+// [end - begin, width, M]. Later calls have larger `begin` and `end`. Rows that were there before
+// are as they were left, and what is ahead of `begin` is not asked for again.
+using RowSource = std::function<float*(int64_t begin, int64_t end)>;
+
+// Where the rows of a latent go, band by band from the top. Bands without a wanted tile are left
+// out.
+struct RowTarget {
+  std::function<float*(int64_t begin, int64_t end)> room;  // memory for a band
+  std::function<void(int64_t begin, int64_t end)> ready;   // it holds the band
+};
+
 class LatentCoder {
  public:
   // Weights are named as in weights files. Throws std::invalid_argument.
@@ -126,34 +143,49 @@ class LatentCoder {
   std::vector<bool> tiles_in(const transform::Grid& region, int64_t height, int64_t width,
                              int64_t tile) const;
 
+  // Rows of a latent that are coded at a time, and how many RowSource is asked for at most.
+  int64_t band_rows(int64_t height, int64_t width, const Settings& settings) const;
+  int64_t source_rows(int64_t height, int64_t width, const Settings& settings) const;
+
   // Codes latents of one size. `y` is scaled by the gains in place; `y_hat` receives what the
-  // decoder will see, gains still in, where it is not null. Throws NonFiniteError.
+  // decoder will see, gains still in, where it is not null. Throws NonFiniteError, and Stopped.
   std::vector<CodedLatent> encode(float* y,  // [batch, height, width, M]
                                   int64_t batch, int64_t height, int64_t width,
                                   const std::vector<Settings>& settings,  // [batch]
                                   float* y_hat,  // [batch, height, width, M]
-                                  StageTimes& times) const;
+                                  StageTimes& times, Watch& watch) const;
 
-  // Decodes latents of one size, gains still in. Throws TileError.
+  // Codes a latent band by band.
+  CodedLatent encode(const RowSource& y, int64_t height, int64_t width, const Settings& settings,
+                     float* y_hat,  // [height, width, M], or null
+                     StageTimes& times, Watch& watch) const;
+
+  // Decodes latents of one size, gains still in. Throws TileError, and Stopped.
   void decode(const std::vector<std::vector<TileView>>& tiles,  // [batch][tiles]
               int64_t height, int64_t width,
               const std::vector<Settings>& settings,  // [batch]
               float* y_hat,                           // [batch, height, width, M]
-              StageTimes& times) const;
+              StageTimes& times, Watch& watch) const;
+
+  // Decodes a latent band by band.
+  void decode(const std::vector<TileView>& tiles, int64_t height, int64_t width,
+              const Settings& settings, const RowTarget& y_hat, StageTimes& times,
+              Watch& watch) const;
 
  private:
   struct Job;
   struct TileRun;
+  class Encoding;
+  class Decoding;
 
-  // Scales y by its gains in place.
-  std::vector<int16_t> encode_hyper(float* y, int64_t height, int64_t width,
-                                    const Settings& settings) const;
-  AlignedVector hyper_latent(const std::vector<int16_t>& symbols, int64_t quality) const;
+  int64_t hyper_size(int64_t height, int64_t width) const;  // of z
+  void read_hyper(const int16_t* symbols, size_t count, int64_t quality, float* z_hat) const;
   std::vector<uint16_t> hyper_indexes(size_t count) const;
   std::vector<Job> make_jobs(int64_t height, int64_t width, const Settings& settings,
-                             const AlignedVector& z_hat) const;
-  void run_jobs(std::vector<Job>& jobs, int threads, StageTimes& times) const;
-  StageTimes run_tile(Arena& arena, int members, Job& job) const;
+                             const float* z_hat, int64_t top, int64_t bottom) const;
+  void run_jobs(std::vector<Job>& jobs, int threads, StageTimes& times, Watch& watch) const;
+  StageTimes run_tile(Arena& arena, int members, Job& job, const std::function<void()>& pass) const;
+  void push_tile(Job& job, const int16_t* symbols, const uint8_t* indexes, int64_t count) const;
   void encode_group(const Member& member, const Job& job, const TileRun& run, int64_t step) const;
   void decode_group(const Member& member, const Job& job, TileRun& run, int64_t step) const;
   void merge_groups(const Member& member, const Job& job, const mixer::TileState& tile) const;

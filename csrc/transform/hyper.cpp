@@ -80,18 +80,25 @@ int64_t HyperAnalysis::scratch_size(int members, int64_t height, int64_t width) 
   return divide(members, height, width).size;
 }
 
-void HyperAnalysis::run(const Member& member, const float* scaled, int64_t height, int64_t width,
-                        float* z, float* scratch) const {
+int64_t HyperAnalysis::depth(int64_t end, int64_t height) {
+  return std::min(kHyperStride * end + 1, height);
+}
+
+void HyperAnalysis::run(const Member& member, const float* scaled, int64_t first, int64_t height,
+                        int64_t width, const Rows& rows_of_z, float* z, float* scratch,
+                        Watch& watch) const {
   const Scratch s = divide(member.size(), height, width);
-  const int64_t z_rows = ceil_div(height, kHyperStride), z_columns = ceil_div(width, kHyperStride);
-  const int64_t rows = z_rows * kHyperStride, columns = z_columns * kHyperStride;  // padded
+  const int64_t z_columns = ceil_div(width, kHyperStride);
+  const int64_t rows = ceil_div(height, kHyperStride) * kHyperStride;  // padded, as are columns
+  const int64_t columns = z_columns * kHyperStride;
   float* input = scratch + s.input;
   float* full = scratch + s.full;
   float* half = scratch + s.half;
   float* windows =
       scratch + s.windows + member.index() * std::max({kWindows, full_.depth, half_.depth});
-  for (int64_t top = 0; top < z_rows; top += s.strip) {
-    const Member::Range z_part{top, std::min(top + s.strip, z_rows)};
+  for_parts(rows_of_z.begin, rows_of_z.end, s.strip, [&](int64_t top, int64_t bottom) {
+    watch.pass(member.index() == 0);
+    const Member::Range z_part{top, bottom};
     const Member::Range half_part = seen(z_part, 2, rows / 2);
     const Member::Range full_part = seen(half_part, 2, rows);
     const Member::Range input_part = seen(full_part, 1, rows);
@@ -102,7 +109,7 @@ void HyperAnalysis::run(const Member& member, const float* scaled, int64_t heigh
       const int64_t y = std::min(input_part.begin + i, height - 1);
       float* row = input + i * pitch;
       strict::kernels().compand(
-          {scaled + y * width * latent_channels_, row, width * latent_channels_});
+          {scaled + (y - first) * width * latent_channels_, row, width * latent_channels_});
       for (int64_t x = width; x < columns; ++x) {
         std::memcpy(row + x * latent_channels_, row + (width - 1) * latent_channels_,
                     static_cast<size_t>(latent_channels_) * sizeof(float));
@@ -120,8 +127,8 @@ void HyperAnalysis::run(const Member& member, const float* scaled, int64_t heigh
     convolve(member, quarter_, Activation::kNone,
              {half, half_part.begin, 0, columns / 2, hyper_width_, rows / 2, columns / 2}, 2,
              {z_part.begin, 0, z_part.end - z_part.begin, z_columns}, windows,
-             z + z_part.begin * z_columns * quarter_.width);
-  }
+             z + (z_part.begin - rows_of_z.begin) * z_columns * quarter_.width);
+  });
   member.barrier();
 }
 
@@ -197,6 +204,11 @@ HyperSynthesis::Scratch HyperSynthesis::divide(int members, const Grid& region) 
   s.member = s.features + half_block * 4 * last_.width - own;
   s.size = own + members * s.member;
   return s;
+}
+
+int64_t HyperSynthesis::depth(int64_t end, int64_t hyper_height) {
+  const int64_t half = ceil_div(end, 2) + 1;
+  return std::min(ceil_div(half, 2) + 1, hyper_height);
 }
 
 int64_t HyperSynthesis::scratch_size(int members, const Grid& region) const {

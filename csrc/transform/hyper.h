@@ -12,6 +12,7 @@
 #include <string>
 
 #include "common/team.h"
+#include "common/watch.h"
 #include "common/weight_map.h"
 #include "strict/packed.h"
 #include "transform/layers.h"
@@ -31,13 +32,23 @@ class HyperAnalysis {
   HyperAnalysis(const WeightMap& weights, const std::string& prefix, int64_t latent_channels,
                 int64_t hyper_width, int64_t hyper_channels, int64_t strip = 0);
 
+  // Some rows of z.
+  struct Rows {
+    int64_t begin, end;
+  };
+
+  // How many rows of a latent, from its first one, the rows of z before `end` depend on; those from
+  // `begin` on depend on none before 4 * begin - 4.
+  static int64_t depth(int64_t end, int64_t height);
+
   int64_t scratch_size(int members, int64_t height, int64_t width) const;
 
+  // Makes some rows of z.
   void run(const Member& member,
-           const float* scaled,  // [height, width, M]
-           int64_t height, int64_t width,
-           float* z,  // [ceil(height / 4), ceil(width / 4), N_z]
-           float* scratch) const;
+           const float* scaled,  // [.., width, M], from row `first` on
+           int64_t first, int64_t height, int64_t width, const Rows& rows_of_z,
+           float* z,  // [rows_of_z.end - rows_of_z.begin, ceil(width / 4), N_z]
+           float* scratch, Watch& watch) const;
 
   // Named by the scale of what they read.
   const strict::PackedLinear& full() const { return full_; }
@@ -61,6 +72,10 @@ class HyperSynthesis {
  public:
   HyperSynthesis(const WeightMap& weights, const std::string& prefix, int64_t hyper_channels,
                  int64_t hyper_width, int64_t features);
+
+  // How many rows of z_hat, from its first one, the features of the latent rows before `end` depend
+  // on.
+  static int64_t depth(int64_t end, int64_t hyper_height);
 
   int64_t scratch_size(int members, const Grid& region) const;
 

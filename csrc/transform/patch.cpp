@@ -67,8 +67,15 @@ PatchAnalysis::PatchAnalysis(const WeightMap& weights, const std::string& prefix
   }
 }
 
-Stream PatchAnalysis::stream(int64_t rows, int64_t columns, int members) const {
-  return Stream(early_, 2, late_, 1, rows, columns, members, tiling_.strip);
+// visit(columns, stream) for each band.
+template <typename Visit>
+void PatchAnalysis::for_streams(int members, int64_t latent_height, int64_t latent_width,
+                                const Visit& visit) const {
+  const Span all{0, latent_width, 0, latent_width};
+  for_bands(all, tiling_.band, latent_width, halo(early_, late_), [&](const Span& columns) {
+    visit(columns,
+          Stream(early_, 2, late_, 1, latent_height, columns.size(), members, tiling_.strip));
+  });
 }
 
 struct PatchAnalysis::Pass {
@@ -76,7 +83,7 @@ struct PatchAnalysis::Pass {
   const uint8_t* rgb;
   int64_t height, width;
   int64_t latent_width;
-  float* y;
+  LatentRows<float> y;
   Span columns;
   const Stream& rows;
   float* scratch;
@@ -88,7 +95,7 @@ struct PatchAnalysis::Pass {
   }
 
   float* y_at(int64_t row, int64_t column) const {
-    return y + (row * latent_width + column) * of.linear_.width;
+    return y.data + ((row - y.first) * latent_width + column) * of.linear_.width;
   }
 
   // A patch of the picture; its last row and column go on for ever.
@@ -176,29 +183,48 @@ struct PatchAnalysis::Pass {
   }
 };
 
-int64_t PatchAnalysis::scratch_size(int members, int64_t latent_height,
-                                    int64_t latent_width) const {
+// Floats of a member's own, which lie ahead of the rows in memory.
+int64_t PatchAnalysis::member_size(int64_t latent_height, int64_t latent_width) const {
   int64_t size = 0;
-  const Span all{0, latent_width, 0, latent_width};
-  for_bands(all, tiling_.band, latent_width, halo(early_, late_), [&](const Span& columns) {
-    const Stream rows = stream(latent_height, columns.size(), members);
-    size = std::max(size, rows.buffers_size() + members * Pass::scratch_size(*this, rows));
+  for_streams(1, latent_height, latent_width, [&](const Span&, const Stream& rows) {
+    size = std::max(size, Pass::scratch_size(*this, rows));
   });
   return size;
 }
 
-void PatchAnalysis::run(const Member& member, const uint8_t* rgb, int64_t height, int64_t width,
-                        int64_t latent_height, int64_t latent_width, float* y,
-                        float* scratch) const {
-  const Span all{0, latent_width, 0, latent_width};
-  for_bands(all, tiling_.band, latent_width, halo(early_, late_), [&](const Span& columns) {
-    Stream rows = stream(latent_height, columns.size(), member.size());
-    float* own = scratch + rows.buffers_size() + member.index() * Pass::scratch_size(*this, rows);
+int64_t PatchAnalysis::scratch_size(int members, int64_t latent_height,
+                                    int64_t latent_width) const {
+  int64_t size = members * member_size(latent_height, latent_width);
+  for_streams(members, latent_height, latent_width,
+              [&](const Span&, const Stream& rows) { size += rows.buffers_size(); });
+  return size;
+}
+
+int64_t PatchAnalysis::rows_ahead(int members, int64_t latent_height, int64_t latent_width) const {
+  int64_t ahead = 0;
+  for_streams(members, latent_height, latent_width,
+              [&](const Span&, const Stream& rows) { ahead = std::max(ahead, rows.lag()); });
+  return ahead;
+}
+
+void PatchAnalysis::run(const Member& member, int members, const uint8_t* rgb, int64_t height,
+                        int64_t width, int64_t latent_height, int64_t latent_width, int64_t from,
+                        int64_t to, const LatentRows<float>& y, float* scratch,
+                        Watch& watch) const {
+  const int64_t own_size = member_size(latent_height, latent_width);
+  float* own = scratch + member.index() * own_size;
+  float* buffers = scratch + members * own_size;
+  for_streams(members, latent_height, latent_width, [&](const Span& columns, Stream rows) {
     const Pass pass{*this, rgb, height, width, latent_width, y, columns, rows, own};
     rows.run(
-        member, scratch, own, [&](int64_t begin, int64_t end) { pass.source(begin, end); },
+        member, buffers, own, rows.strips_until(from), rows.strips_until(to),
+        [&](int64_t begin, int64_t end) {
+          watch.pass(member.index() == 0);
+          pass.source(begin, end);
+        },
         [&](int64_t begin, int64_t end) { pass.bridge(begin, end); },
         [&](int64_t begin, int64_t end) { pass.finish(begin, end); });
+    buffers += rows.buffers_size();
   });
 }
 
@@ -271,13 +297,22 @@ PatchSynthesis::PatchSynthesis(const WeightMap& weights, const std::string& pref
       late_(weights, prefix + "network.", 1, sizes.late, sizes.narrow),
       early_(weights, prefix + "network.", 3 + sizes.late, sizes.early, sizes.wide) {}
 
-Stream PatchSynthesis::stream(int64_t rows, int64_t columns, int members) const {
-  return Stream(late_, 1, early_, 2, rows, columns, members, tiling_.strip);
+// visit(lines, columns, stream) for each band.
+template <typename Visit>
+void PatchSynthesis::for_streams(int members, int64_t latent_height, int64_t latent_width,
+                                 const PixelRegion& region, const Visit& visit) const {
+  const int64_t around = halo(early_, late_);
+  const Span lines = latents_of(region.top, region.bottom, latent_height, around);
+  const Span wanted = latents_of(region.left, region.right, latent_width, around);
+  for_bands(wanted, tiling_.band, latent_width, around, [&](const Span& columns) {
+    visit(lines, columns,
+          Stream(late_, 1, early_, 2, lines.size(), columns.size(), members, tiling_.strip));
+  });
 }
 
 struct PatchSynthesis::Pass {
   const PatchSynthesis& of;
-  const float* y_hat;
+  LatentRows<const float> y_hat;
   int64_t latent_width;
   PixelRegion region;
   bool grey;
@@ -293,7 +328,8 @@ struct PatchSynthesis::Pass {
   }
 
   const float* y_at(int64_t row, int64_t column) const {
-    return y_hat + ((lines.from + row) * latent_width + column) * of.first_.depth;
+    return y_hat.data +
+           ((lines.from + row - y_hat.first) * latent_width + column) * of.first_.depth;
   }
 
   void source(int64_t begin, int64_t end) const {
@@ -364,34 +400,62 @@ struct PatchSynthesis::Pass {
   }
 };
 
-int64_t PatchSynthesis::scratch_size(int members, int64_t latent_height, int64_t latent_width,
-                                     const PixelRegion& region) const {
-  const int64_t around = halo(early_, late_);
-  const Span lines = latents_of(region.top, region.bottom, latent_height, around);
-  const Span wanted = latents_of(region.left, region.right, latent_width, around);
+// Floats of a member's own, which lie ahead of the rows in memory.
+int64_t PatchSynthesis::member_size(int64_t latent_height, int64_t latent_width,
+                                    const PixelRegion& region) const {
   int64_t size = 0;
-  for_bands(wanted, tiling_.band, latent_width, around, [&](const Span& columns) {
-    const Stream rows = stream(lines.size(), columns.size(), members);
-    size = std::max(size, rows.buffers_size() + members * Pass::scratch_size(*this, rows));
-  });
+  for_streams(1, latent_height, latent_width, region,
+              [&](const Span&, const Span&, const Stream& rows) {
+                size = std::max(size, Pass::scratch_size(*this, rows));
+              });
   return size;
 }
 
-void PatchSynthesis::run(const Member& member, const float* y_hat, int64_t latent_height,
-                         int64_t latent_width, const PixelRegion& region, bool grey, uint8_t* rgb,
-                         float* scratch) const {
-  const int64_t around = halo(early_, late_);
-  const Span lines = latents_of(region.top, region.bottom, latent_height, around);
-  const Span wanted = latents_of(region.left, region.right, latent_width, around);
-  for_bands(wanted, tiling_.band, latent_width, around, [&](const Span& columns) {
-    Stream rows = stream(lines.size(), columns.size(), member.size());
-    float* own = scratch + rows.buffers_size() + member.index() * Pass::scratch_size(*this, rows);
-    const Pass pass{*this, y_hat, latent_width, region, grey, rgb, lines, columns, rows, own};
-    rows.run(
-        member, scratch, own, [&](int64_t begin, int64_t end) { pass.source(begin, end); },
-        [&](int64_t begin, int64_t end) { pass.bridge(begin, end); },
-        [&](int64_t begin, int64_t end) { pass.finish(begin, end); });
-  });
+int64_t PatchSynthesis::scratch_size(int members, int64_t latent_height, int64_t latent_width,
+                                     const PixelRegion& region) const {
+  int64_t size = members * member_size(latent_height, latent_width, region);
+  for_streams(members, latent_height, latent_width, region,
+              [&](const Span&, const Span&, const Stream& rows) { size += rows.buffers_size(); });
+  return size;
+}
+
+PatchSynthesis::Rows PatchSynthesis::rows_of(const PixelRegion& region,
+                                             int64_t latent_height) const {
+  const Span lines = latents_of(region.top, region.bottom, latent_height, halo(early_, late_));
+  return {lines.from, lines.to};
+}
+
+int64_t PatchSynthesis::rows_behind(int members, int64_t latent_height, int64_t latent_width,
+                                    const PixelRegion& region) const {
+  int64_t behind = 0;
+  for_streams(
+      members, latent_height, latent_width, region,
+      [&](const Span&, const Span&, const Stream& rows) { behind = std::max(behind, rows.lag()); });
+  return behind;
+}
+
+void PatchSynthesis::run(const Member& member, int members, const LatentRows<const float>& y_hat,
+                         int64_t latent_height, int64_t latent_width, const PixelRegion& region,
+                         int64_t from, int64_t to, bool grey, uint8_t* rgb, float* scratch,
+                         Watch& watch) const {
+  const int64_t own_size = member_size(latent_height, latent_width, region);
+  float* own = scratch + member.index() * own_size;
+  float* buffers = scratch + members * own_size;
+  for_streams(members, latent_height, latent_width, region,
+              [&](const Span& lines, const Span& columns, Stream rows) {
+                const Pass pass{*this, y_hat, latent_width, region, grey,
+                                rgb,   lines, columns,      rows,   own};
+                rows.run(
+                    member, buffers, own, rows.strips_with(from - lines.from),
+                    rows.strips_with(to - lines.from),
+                    [&](int64_t begin, int64_t end) {
+                      watch.pass(member.index() == 0);
+                      pass.source(begin, end);
+                    },
+                    [&](int64_t begin, int64_t end) { pass.bridge(begin, end); },
+                    [&](int64_t begin, int64_t end) { pass.finish(begin, end); });
+                buffers += rows.buffers_size();
+              });
 }
 
 }  // namespace groupedmixer::transform

@@ -13,7 +13,9 @@
 //
 // Rows stream through (stream.h), wide pictures in bands of columns. Bands and regions are computed
 // as if the picture ended a receptive field around them, which is the same: what is wrong at their
-// borders is cut off. How to run a transform: see hyper.h.
+// borders is cut off. How to run a transform: see hyper.h; but a picture may go through in several
+// runs, of teams of at most `members`, on the same scratch memory. Rows [from, to) of one run
+// follow those of the run before.
 
 #pragma once
 
@@ -22,6 +24,7 @@
 #include <string>
 
 #include "common/team.h"
+#include "common/watch.h"
 #include "common/weight_map.h"
 #include "strict/packed.h"
 #include "transform/blocks.h"
@@ -45,6 +48,13 @@ struct PatchTiling {
   int64_t band = 512;  // columns, without the receptive field
 };
 
+// Latent rows from `first` on, those that are in memory.
+template <typename Float>
+struct LatentRows {
+  Float* data;  // [.., latent width, M]
+  int64_t first;
+};
+
 class PatchAnalysis {
  public:
   PatchAnalysis(const WeightMap& weights, const std::string& prefix, const PatchSizes& sizes,
@@ -53,11 +63,14 @@ class PatchAnalysis {
   // Of a picture of this size in latent positions.
   int64_t scratch_size(int members, int64_t latent_height, int64_t latent_width) const;
 
-  void run(const Member& member,
+  // Rows that a run may begin behind those it is to make; the next one goes on with them.
+  int64_t rows_ahead(int members, int64_t latent_height, int64_t latent_width) const;
+
+  // Makes rows [from, to).
+  void run(const Member& member, int members,
            const uint8_t* rgb,  // [height, width, 3]
-           int64_t height, int64_t width, int64_t latent_height, int64_t latent_width,
-           float* y,  // [latent_height, latent_width, M]
-           float* scratch) const;
+           int64_t height, int64_t width, int64_t latent_height, int64_t latent_width, int64_t from,
+           int64_t to, const LatentRows<float>& y, float* scratch, Watch& watch) const;
 
   const strict::PackedLinear& linear() const { return linear_; }
   const strict::PackedLinear& first() const { return first_; }  // at 1/8
@@ -68,7 +81,10 @@ class PatchAnalysis {
 
  private:
   struct Pass;
-  Stream stream(int64_t rows, int64_t columns, int members) const;
+  template <typename Visit>
+  void for_streams(int members, int64_t latent_height, int64_t latent_width,
+                   const Visit& visit) const;
+  int64_t member_size(int64_t latent_height, int64_t latent_width) const;
 
   PatchTiling tiling_;
   strict::PackedLinear linear_, first_, join_, last_;
@@ -90,12 +106,25 @@ class PatchSynthesis {
   int64_t scratch_size(int members, int64_t latent_height, int64_t latent_width,
                        const PixelRegion& region) const;
 
-  void run(const Member& member,
-           const float* y_hat,  // [latent_height, latent_width, M], without gains
-           int64_t latent_height, int64_t latent_width, const PixelRegion& region,
+  // The latent rows that a region depends on.
+  struct Rows {
+    int64_t begin, end;
+  };
+  Rows rows_of(const PixelRegion& region, int64_t latent_height) const;
+
+  // Rows before `to` that the run behind may read again.
+  int64_t rows_behind(int members, int64_t latent_height, int64_t latent_width,
+                      const PixelRegion& region) const;
+
+  // Takes rows [from, to) of rows_of(region), and makes the pixels that depend on nothing behind
+  // them; all that are left, once it has all rows.
+  void run(const Member& member, int members,
+           const LatentRows<const float>& y_hat,  // without gains
+           int64_t latent_height, int64_t latent_width, const PixelRegion& region, int64_t from,
+           int64_t to,
            bool grey,     // all samples of a pixel are the mean of its colours
            uint8_t* rgb,  // [bottom - top, right - left, 3]
-           float* scratch) const;
+           float* scratch, Watch& watch) const;
 
   // Outputs of linear() are [2, 2, 8, 8, 3], those of last() [8, 8, 3], those of split()
   // [2, 2, wide].
@@ -108,7 +137,10 @@ class PatchSynthesis {
 
  private:
   struct Pass;
-  Stream stream(int64_t rows, int64_t columns, int members) const;
+  template <typename Visit>
+  void for_streams(int members, int64_t latent_height, int64_t latent_width,
+                   const PixelRegion& region, const Visit& visit) const;
+  int64_t member_size(int64_t latent_height, int64_t latent_width, const PixelRegion& region) const;
 
   PatchTiling tiling_;
   strict::PackedLinear linear_, first_, split_, last_;

@@ -4,14 +4,14 @@
 
 #include <cstring>
 
-#include "transform/layers.h"
-
 namespace groupedmixer::transform {
 namespace {
 
 // Floats that rows in memory may take. More brought no speed, and costs caches and big pictures.
 constexpr int64_t kBufferFloats = int64_t{8} << 20;
 constexpr int64_t kLeastStrip = 8;
+// Of narrow pictures: a strip is how far the source may be ahead of what is asked for.
+constexpr int64_t kMostStrip = 64;
 
 }  // namespace
 
@@ -26,8 +26,8 @@ Stream::Stream(const BlockStack& first, int64_t first_scale, const BlockStack& s
   if (strip > 0) return;
   int64_t pitch = 0;
   for_buffers([&](const RowBuffer& buffer) { pitch += buffer.pitch; });
-  const int64_t most =
-      std::max({kBufferFloats / pitch, static_cast<int64_t>(members), kLeastStrip});
+  const int64_t most = std::max(
+      {std::min(kBufferFloats / pitch, kMostStrip), static_cast<int64_t>(members), kLeastStrip});
   const int64_t all = rows + phases_ - 1;  // in one strip
   schedule_.strip = ceil_div(all, ceil_div(all, most));
 }
@@ -64,9 +64,15 @@ int64_t Stream::scratch_size() const {
   return size;
 }
 
-void Stream::place(float* buffers) {
+// Of what is in a buffer while strip `index` runs.
+int64_t Stream::first_row_of(const RowBuffer& buffer, int64_t index) const {
+  return std::max(schedule_.done(buffer.user, index) - buffer.above, int64_t{0});
+}
+
+// As strip `index` left the buffers.
+void Stream::place(float* buffers, int64_t index) {
   for_buffers([&](RowBuffer& buffer) {
-    buffer.first = 0;
+    buffer.first = first_row_of(buffer, index);
     buffer.data = buffers;
     buffers += capacity(buffer) * buffer.pitch;
   });
@@ -76,7 +82,7 @@ void Stream::place(float* buffers) {
 void Stream::slide(const Member& member, int64_t index) {
   int next = 0;
   for_buffers([&](RowBuffer& buffer) {
-    const int64_t first = std::max(schedule_.done(buffer.user, index) - buffer.above, int64_t{0});
+    const int64_t first = first_row_of(buffer, index);
     const int64_t count = schedule_.done(buffer.maker, index) - first;
     if (next++ % member.size() == member.index()) {
       std::memmove(buffer.data, buffer.row(first),

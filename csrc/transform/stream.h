@@ -12,6 +12,9 @@
 //   phase 0 |-----------|-----------|-----------|
 //   phase 1 |---------|-----------|-------------|
 //   phase 2 |-------|-----------|---------------|
+//
+// Strips may be run by one team after another: what a strip leaves behind is in the buffers, and
+// where it is follows from the strip's index.
 
 #pragma once
 
@@ -21,6 +24,7 @@
 
 #include "common/team.h"
 #include "transform/blocks.h"
+#include "transform/layers.h"
 
 namespace groupedmixer::transform {
 
@@ -61,17 +65,32 @@ class Stream {
   float* first_row(int64_t row) const { return levels_[0].x.row(row); }
   float* second_row(int64_t row) const { return levels_[1].x.row(row); }
 
-  // Runs the picture through. A member calls these for rows [begin, end):
+  // How many strips it takes until the rows before `row` are finished.
+  int64_t strips_until(int64_t row) const {
+    return row == 0 ? 0 : ceil_div(row + phases_ - 1, schedule_.strip);
+  }
+
+  // How many strips the rows before `row` of the source are enough for.
+  int64_t strips_with(int64_t row) const {
+    return row == schedule_.rows ? strips_until(row) : row / schedule_.strip;
+  }
+
+  // By how many rows the source is ahead of `row` after strips_until(row), and behind it what is
+  // finished after strips_with(row), at most.
+  int64_t lag() const { return schedule_.strip + phases_ - 2; }
+
+  // Runs strips first .. last - 1, behind those before them. A member calls these for rows
+  // [begin, end):
   //   source(begin, end)   makes the rows of the first stack
   //   bridge(begin, end)   makes the rows of the second stack from those of the first
   //   finish(begin, end)   takes the rows of the second stack
-  // All members have to call it; each has a Stream of its own on the same buffers.
+  // All members have to call it; each has a Stream of its own, made alike, on the same buffers.
   template <typename Source, typename Bridge, typename Finish>
-  void run(const Member& member, float* buffers, float* scratch, const Source& source,
-           const Bridge& bridge, const Finish& finish) {
-    place(buffers);
-    const int64_t middle = levels_[0].stack->depth(), last = phases_ - 1;
-    for (int64_t index = 0; schedule_.done(last, index) < schedule_.rows; ++index) {
+  void run(const Member& member, float* buffers, float* scratch, int64_t first, int64_t last,
+           const Source& source, const Bridge& bridge, const Finish& finish) {
+    place(buffers, std::max(first - 1, int64_t{0}));
+    const int64_t middle = levels_[0].stack->depth(), finishing = phases_ - 1;
+    for (int64_t index = first; index < last; ++index) {
       if (index > 0) slide(member, index);
       for (int64_t phase = 0; phase < phases_; ++phase) {
         for_units(member, phase, index, [&](int64_t begin, int64_t end) {
@@ -87,7 +106,7 @@ class Stream {
           } else if (phase > middle) {
             run_block(levels_[1], phase, begin, end, scratch);
           }
-          if (phase == last) finish(begin, end);
+          if (phase == finishing) finish(begin, end);
         });
         member.barrier();
       }
@@ -123,7 +142,8 @@ class Stream {
 
   static Level make_level(const BlockStack& stack, int64_t scale, int64_t phase, int64_t columns);
   int64_t capacity(const RowBuffer& buffer) const;
-  void place(float* buffers);
+  int64_t first_row_of(const RowBuffer& buffer, int64_t index) const;
+  void place(float* buffers, int64_t index);
   void slide(const Member& member, int64_t index);
   void open(const Level& level, int64_t begin, int64_t end) const;
   void run_block(const Level& level, int64_t phase, int64_t begin, int64_t end,

@@ -16,7 +16,7 @@ from torch import Tensor
 from groupedmixer_ext.engine import Region, Settings
 
 from . import container, tiled
-from .coding import ARITHMETIC_ID, SKIP_BELOW, TILE, CodedLatent, CodedTile, LatentCoder
+from .coding import ARITHMETIC_ID, SKIP_BELOW, TILE, CodedLatent, CodedTile, LatentCoder, Progress
 from .container import QUALITY_STEPS, ColourSpace, GmxFile, Header, Tile, quality_field
 from .errors import UnsupportedVersionError, WrongWeightsError
 from .export import Weights
@@ -85,6 +85,7 @@ class Codec:
         *,
         metadata: bool = True,
         stages: Stages = UNTIMED,
+        progress: Progress | None = None,
     ) -> bytes:
         """Compresses an image to the bytes of a .gmx file.
 
@@ -101,6 +102,11 @@ class Codec:
             its profile, a picture whose colours are not sRGB's will look wrong.
         stages
             Collects where the time goes.
+        progress
+            Called with the number of tiles that are coded, and of all, on the calling thread:
+            (0, n) first, (n, n) last, and in between when there is something new. A tile is 1024
+            x 1024 pixels. What it raises ends the call, and comes out of it. Of a GPU only (n, n);
+            transforms in PyTorch do not count.
 
         Warns
         -----
@@ -120,7 +126,9 @@ class Codec:
         picture = as_picture(image)
         if not metadata:
             picture = picture.without_metadata()
-        coded = self.encode_latent(picture, quality, want_latent=False, stages=stages)
+        coded = self.encode_latent(
+            picture, quality, want_latent=False, stages=stages, progress=progress
+        )
         with stages("file"):
             header = Header(
                 weights_fingerprint=self.fingerprint,
@@ -152,6 +160,7 @@ class Codec:
         *,
         region: Box | None = None,
         stages: Stages = UNTIMED,
+        progress: Progress | None = None,
     ) -> Image.Image:
         """Reads a .gmx file: a Pillow image of mode RGB, L, RGBA or LA.
 
@@ -169,6 +178,8 @@ class Codec:
             on, and returns them alone.
         stages
             Collects where the time goes.
+        progress
+            As of `compress`, with the tiles that are decoded.
 
         Raises
         ------
@@ -198,9 +209,10 @@ class Codec:
                     Region(box[1], box[0], box[3], box[2]),
                     grey,
                     stages,
+                    progress,
                 )
             else:
-                rgb = self._decode_in_torch(file, grid, box, grey, stages)
+                rgb = self._decode_in_torch(file, grid, box, grey, stages, progress)
         with stages("file"):
             alpha = None
             if file.alpha is not None:
@@ -223,6 +235,7 @@ class Codec:
         *,
         want_latent: bool = True,
         stages: Stages = UNTIMED,
+        progress: Progress | None = None,
     ) -> CodedLatent:
         """The coded latent of a picture: what `compress` puts into a file.
 
@@ -230,13 +243,15 @@ class Codec:
         """
         with _out_of_memory_is_one_error():
             if self._native:
-                return self._coder.encode_picture(picture.rgb, quality, want_latent, stages)
+                return self._coder.encode_picture(
+                    picture.rgb, quality, want_latent, stages, progress
+                )
             with stages("transform"), torch.inference_mode():
                 rgb = torch.from_numpy(picture.rgb).to(self.device)
                 x = self._pad(rgb.permute(2, 0, 1)[None].float() / 255)
                 y = tiled.analyse(self._g_a, x)
                 del rgb, x
-            return self._coder.encode(y, [quality], SKIP_BELOW, TILE, stages)[0]
+            return self._coder.encode(y, [quality], SKIP_BELOW, TILE, stages, progress)[0]
 
     def decode_latent(
         self, file: GmxFile, *, stages: Stages = UNTIMED
@@ -244,7 +259,7 @@ class Codec:
         """The latent of a parsed file, checksums compared. Raises as `decompress` does."""
         grid = self._check(file)
         with _out_of_memory_is_one_error():
-            return self._decode_tiles(file, grid, None, stages)
+            return self._decode_tiles(file, grid, None, stages, None)
 
     def report(self) -> dict[str, int]:
         """What the engine of a GPU did last: `groupedmixer_ext.engine.Engine.report`."""
@@ -267,7 +282,12 @@ class Codec:
         return grid
 
     def _decode_tiles(
-        self, file: GmxFile, grid: TileGrid, wanted: list[bool] | None, stages: Stages
+        self,
+        file: GmxFile,
+        grid: TileGrid,
+        wanted: list[bool] | None,
+        stages: Stages,
+        progress: Progress | None,
     ) -> Tensor:  # [1, M, H, W] float32, gains still in
         header = file.header
         return self._coder.decode(
@@ -278,10 +298,17 @@ class Codec:
             header.tile_latents,
             stages,
             wanted,
+            progress,
         )
 
     def _decode_in_torch(
-        self, file: GmxFile, grid: TileGrid, box: Box, grey: bool, stages: Stages
+        self,
+        file: GmxFile,
+        grid: TileGrid,
+        box: Box,
+        grey: bool,
+        stages: Stages,
+        progress: Progress | None,
     ) -> npt.NDArray[np.uint8]:  # [lower - upper, right - left, 3]
         left, upper, right, lower = box
         rows, columns = (
@@ -295,7 +322,7 @@ class Codec:
             and columns[0] - tiled.MARGIN < across.stop
             for down, across in grid.slices()
         ]
-        latent = self._decode_tiles(file, grid, wanted, stages)
+        latent = self._decode_tiles(file, grid, wanted, stages, progress)
         with stages("transform"), torch.inference_mode():
             y_hat = self._coder.unscale(latent, [file.header.quality / QUALITY_STEPS])
             del latent

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from groupedmixer_ext import engine
-from groupedmixer_ext.engine import ARITHMETIC_ID, Region, Settings, TileError
+from groupedmixer_ext.engine import ARITHMETIC_ID, Progress, Region, Settings, TileError
 from groupedmixer_ext.engine import Tile as CodedTile
 
 from .container import quality_field
@@ -32,6 +32,7 @@ __all__ = [
     "CodedLatent",
     "CodedTile",
     "LatentCoder",
+    "Progress",
     "Region",
 ]
 
@@ -108,8 +109,12 @@ class LatentCoder:
         skip_below: int = SKIP_BELOW,
         tile: int = TILE,
         stages: Stages = UNTIMED,
+        progress: Progress | None = None,
     ) -> list[CodedLatent]:
         """Codes a batch of latents.
+
+        ``progress`` is told how far the call is, and may stop it by raising; see
+        `groupedmixer_ext.engine.Progress`.
 
         Raises
         ------
@@ -129,6 +134,7 @@ class LatentCoder:
                 torch.get_num_threads(),
                 stream=self._stream(),
                 out=self._on_device(channels_last.shape),
+                progress=progress,
             )
         )
         stages.add(times)
@@ -145,8 +151,9 @@ class LatentCoder:
         tile: int = TILE,
         stages: Stages = UNTIMED,
         wanted: Sequence[bool] | None = None,  # [tiles]; the others' latents are 0
+        progress: Progress | None = None,
     ) -> Tensor:  # [B, M, H, W] float32, gains still in
-        """Decodes latents of one ``size`` (H, W).
+        """Decodes latents of one ``size`` (H, W). ``progress`` is that of `encode`.
 
         Raises
         ------
@@ -169,6 +176,7 @@ class LatentCoder:
                     wanted,
                     stream=self._stream(),
                     out=self._on_device((len(coded), *size, self._channels)),
+                    progress=progress,
                 )
             )
         except TileError as error:
@@ -182,12 +190,18 @@ class LatentCoder:
         quality: float,
         want_latent: bool = False,
         stages: Stages = UNTIMED,
+        progress: Progress | None = None,
     ) -> CodedLatent:
         """Pixels to streams, with the ``patch`` transforms. Raises as `encode` does."""
         settings = Settings(quality_field(quality), SKIP_BELOW, TILE)
         coded, latent, times = self._with_room(
             lambda: self._engine.compress(
-                rgb, settings, torch.get_num_threads(), want_latent, stream=self._stream()
+                rgb,
+                settings,
+                torch.get_num_threads(),
+                want_latent,
+                stream=self._stream(),
+                progress=progress,
             )
         )
         stages.add(times)
@@ -204,6 +218,7 @@ class LatentCoder:
         region: Region | None = None,
         grey: bool = False,
         stages: Stages = UNTIMED,
+        progress: Progress | None = None,
     ) -> npt.NDArray[np.uint8]:  # [region height, region width, 3]
         """Streams to pixels of a picture of ``size`` (H, W). Raises as `decode` does."""
         try:
@@ -216,6 +231,7 @@ class LatentCoder:
                     region,
                     grey,
                     stream=self._stream(),
+                    progress=progress,
                 )
             )
         except TileError as error:

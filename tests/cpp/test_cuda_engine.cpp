@@ -60,8 +60,10 @@ struct Engines {
                    const Settings& settings) const {
     Coded coded{{}, std::vector<float>(y.size(), NAN)};
     StageTimes times;
+    Watch watch;
     coded.latent = std::move(
-        cpu.encode(y.data(), 1, height, width, {settings}, coded.y_hat.data(), times).front());
+        cpu.encode(y.data(), 1, height, width, {settings}, coded.y_hat.data(), times, watch)
+            .front());
     return coded;
   }
   Coded encode_gpu(const std::vector<float>& y, int64_t height, int64_t width,
@@ -76,7 +78,8 @@ struct Engines {
                                 const Settings& settings) const {
     std::vector<float> y_hat(plane(height, width), 0.0f);
     StageTimes times;
-    cpu.decode({tiles}, height, width, {settings}, y_hat.data(), times);
+    Watch watch;
+    cpu.decode({tiles}, height, width, {settings}, y_hat.data(), times, watch);
     return y_hat;
   }
   std::vector<float> decode_gpu(const std::vector<TileView>& tiles, int64_t height, int64_t width,
@@ -245,9 +248,10 @@ void test_pictures() {
       for (uint8_t& sample : rgb) sample = static_cast<uint8_t>(random() >> 9);
       const ImageCoder::Size latent = engines.pictures.latent_size(height, width);
       StageTimes times;
+      Watch watch;
       Coded expected{{}, std::vector<float>(engines.plane(latent.height, latent.width), NAN)};
       expected.latent = engines.pictures.encode(rgb.data(), height, width, settings,
-                                                expected.y_hat.data(), times);
+                                                expected.y_hat.data(), times, watch);
       Coded coded{{}, std::vector<float>(expected.y_hat.size(), NAN)};
       coded.latent = engines.gpu.encode_picture(rgb.data(), height, width, settings,
                                                 coded.y_hat.data(), times, nullptr);
@@ -261,7 +265,7 @@ void test_pictures() {
               static_cast<size_t>((region.bottom - region.top) * (region.right - region.left) * 3);
           std::vector<uint8_t> wanted(count), found(count, 77);
           engines.pictures.decode(views(expected.latent), height, width, settings, region, grey,
-                                  wanted.data(), times);
+                                  wanted.data(), times, watch);
           engines.gpu.decode_picture(views(expected.latent), height, width, settings, region, grey,
                                      found.data(), times, nullptr);
           CHECK(engines.gpu.report().graph_nodes > 0 || replay == 0);

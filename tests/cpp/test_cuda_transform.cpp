@@ -27,6 +27,8 @@ using strict::Activation;
 
 using Shape = std::pair<int64_t, int64_t>;  // height, width
 
+Watch unwatched;
+
 // ---- strict/map_cuda.cu -------------------------------------------------------------------------
 
 void test_maps(Random& random) {
@@ -153,7 +155,8 @@ void test_hyper_analysis(Random& random, const HyperSizes& s) {
         static_cast<size_t>(ceil_div(height, 4) * ceil_div(width, 4) * s.channels));
     std::vector<float> scratch(static_cast<size_t>(transform.scratch_size(1, height, width)));
     run_team(1, [&](const Member& member) {
-      transform.run(member, scaled.data(), height, width, z.data(), scratch.data());
+      transform.run(member, scaled.data(), 0, height, width, {0, ceil_div(height, 4)}, z.data(),
+                    scratch.data(), unwatched);
     });
     const Device<float> device_scaled(scaled), device_z(z.size());
     const Scratch<DeviceHyperAnalysis> device_scratch(device_transform, height, width);
@@ -203,8 +206,8 @@ void check_patch_analysis(Random& random, const PatchAnalysis& transform,
   std::vector<float> scratch(
       static_cast<size_t>(transform.scratch_size(1, p.latent_height, p.latent_width)));
   run_team(1, [&](const Member& member) {
-    transform.run(member, rgb.data(), p.height, p.width, p.latent_height, p.latent_width, y.data(),
-                  scratch.data());
+    transform.run(member, 1, rgb.data(), p.height, p.width, p.latent_height, p.latent_width, 0,
+                  p.latent_height, {y.data(), 0}, scratch.data(), unwatched);
   });
   const Device<uint8_t> device_rgb(rgb);
   const Device<float> device_y(y.size());
@@ -226,8 +229,8 @@ void check_patch_synthesis(const std::vector<float>& y_hat, const PatchSynthesis
   for (const bool grey : {false, true}) {
     std::vector<uint8_t> rgb(static_cast<size_t>(p.height * p.width * 3));
     run_team(1, [&](const Member& member) {
-      transform.run(member, y_hat.data(), p.latent_height, p.latent_width, all, grey, rgb.data(),
-                    scratch.data());
+      transform.run(member, 1, {y_hat.data(), 0}, p.latent_height, p.latent_width, all, 0,
+                    p.latent_height, grey, rgb.data(), scratch.data(), unwatched);
     });
     const Device<uint8_t> device_rgb(rgb.size());
     device_transform.run(device_y_hat.data(), p.latent_height, p.latent_width, p.height, p.width,

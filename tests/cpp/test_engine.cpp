@@ -52,8 +52,10 @@ Coded encode(const LatentCoder& coder, std::vector<float> y, int64_t height, int
   Coded coded;
   coded.y_hat.resize(y.size(), NAN);
   StageTimes times;
+  Watch watch;
   coded.latent = std::move(
-      coder.encode(y.data(), 1, height, width, {settings}, coded.y_hat.data(), times).front());
+      coder.encode(y.data(), 1, height, width, {settings}, coded.y_hat.data(), times, watch)
+          .front());
   return coded;
 }
 
@@ -70,7 +72,8 @@ std::vector<float> decode(const LatentCoder& coder, const std::vector<TileView>&
   std::vector<float> y_hat(static_cast<size_t>(height * width * coder.sizes().latent_channels),
                            NAN);
   StageTimes times;
-  coder.decode({tiles}, height, width, {settings}, y_hat.data(), times);
+  Watch watch;
+  coder.decode({tiles}, height, width, {settings}, y_hat.data(), times, watch);
   return y_hat;
 }
 
@@ -113,33 +116,123 @@ void test_round_trips() {
   }
 }
 
+struct CodedPicture {
+  Coded latent;
+  std::vector<uint8_t> rgb;  // decoded
+};
+
+// A picture by its parts, each on the whole of it.
+CodedPicture code_at_once(const Weights& weights, const LatentCoder& coder,
+                          const std::vector<uint8_t>& rgb, int64_t height, int64_t width,
+                          const Settings& settings) {
+  const codec::ImageCoder images(weights.map, kPatch, coder);
+  const auto [rows, columns] = images.latent_size(height, width);
+  const transform::PixelRegion all{0, 0, height, width};
+  std::vector<float> y(static_cast<size_t>(rows * columns * kPatch.latent_channels));
+  std::vector<float> scratch(
+      static_cast<size_t>(std::max(images.analysis().scratch_size(1, rows, columns),
+                                   images.synthesis().scratch_size(1, rows, columns, all))));
+  CodedPicture coded;
+  Watch watch;
+  run_team(1, [&](const Member& member) {
+    images.analysis().run(member, 1, rgb.data(), height, width, rows, columns, 0, rows,
+                          {y.data(), 0}, scratch.data(), watch);
+  });
+  coded.latent = encode(coder, y, rows, columns, settings);
+  const AlignedVector gains = coder.level_rows(settings.quality).inverse_gain;
+  for (size_t i = 0; i < y.size(); ++i) y[i] = coded.latent.y_hat[i] * gains[i % gains.size()];
+  coded.rgb.resize(rgb.size());
+  run_team(1, [&](const Member& member) {
+    images.synthesis().run(member, 1, {y.data(), 0}, rows, columns, all, 0, rows, false,
+                           coded.rgb.data(), scratch.data(), watch);
+  });
+  return coded;
+}
+
+// The fewer threads, the more bands; strips and columns of the transforms are small too.
 void test_pictures() {
   const codec::LatentSizes sizes = sizes_of(2, 2, 2, true, 1);
   const Weights weights = make_weights(sizes);
   const LatentCoder coder(weights.map, sizes, make_tables(kTables), make_tables(kHyperChannels));
-  const codec::ImageCoder images(weights.map, kPatch, coder);
   Random random(4);
-  for (const auto& [height, width] : {std::pair<int64_t, int64_t>{1, 1}, {33, 150}}) {
-    std::vector<uint8_t> rgb(static_cast<size_t>(height * width * 3)), first;
+  struct Case {
+    int64_t height, width, tile, strip, columns;
+  };
+  for (const auto& [height, width, tile, strip, columns] :
+       {Case{1, 1, 4, 0, 512}, {33, 150, 4, 3, 5}, {600, 20, 2, 1, 512}, {550, 300, 5, 4, 7}}) {
+    const codec::ImageCoder images(weights.map, kPatch, coder, {strip, columns});
+    std::vector<uint8_t> rgb(static_cast<size_t>(height * width * 3));
     for (uint8_t& sample : rgb) sample = static_cast<uint8_t>(random() >> 9);
+    const CodedPicture wanted =
+        code_at_once(weights, coder, rgb, height, width, {1000, 0, tile, 1});
+    const CodedLatent& latent = wanted.latent.latent;
+    const codec::ImageCoder::Size size = images.latent_size(height, width);
     for (int threads = 1; threads <= 3; ++threads) {
-      const Settings settings{1000, 0, 4, threads};
+      const Settings settings{1000, 0, tile, threads};
+      CHECK(height < 100 || threads > 1 ||
+            coder.band_rows(size.height, size.width, settings) < size.height);
       StageTimes times;
-      const CodedLatent coded = images.encode(rgb.data(), height, width, settings, nullptr, times);
+      Watch watch;
+      std::vector<float> y_hat(wanted.latent.y_hat.size(), NAN);
+      const CodedLatent coded =
+          images.encode(rgb.data(), height, width, settings, y_hat.data(), times, watch);
+      CHECK(same_streams(coded, latent) && same_bits(y_hat, wanted.latent.y_hat));
+      CHECK(coded.num_symbols == latent.num_symbols && coded.num_coded == latent.num_coded);
+      CHECK(coded.num_escaped == latent.num_escaped);
       std::vector<uint8_t> out(rgb.size());
       images.decode(views(coded), height, width, settings, {0, 0, height, width}, false, out.data(),
-                    times);
-      if (threads == 1) first = out;
-      CHECK(out == first);
+                    times, watch);
+      CHECK(out == wanted.rgb);
       const int64_t top = height / 2, left = width / 3;
       std::vector<uint8_t> part(static_cast<size_t>((height - top) * (width - left) * 3));
       images.decode(views(coded), height, width, settings, {top, left, height, width}, false,
-                    part.data(), times);
+                    part.data(), times, watch);
       for (int64_t i = top; i < height; ++i) {
         const auto row = static_cast<size_t>((width - left) * 3);
         CHECK(std::memcmp(part.data() + (i - top) * static_cast<int64_t>(row),
-                          first.data() + (i * width + left) * 3, row) == 0);
+                          wanted.rgb.data() + (i * width + left) * 3, row) == 0);
       }
+    }
+  }
+}
+
+// ---- being watched ------------------------------------------------------------------------------
+
+struct Enough {};
+
+void test_watch() {
+  const codec::LatentSizes sizes = sizes_of(2, 2, 2, true, 1);
+  const Weights weights = make_weights(sizes);
+  const LatentCoder coder(weights.map, sizes, make_tables(kTables), make_tables(kHyperChannels));
+  const codec::ImageCoder images(weights.map, kPatch, coder);
+  constexpr int64_t kHeight = 600, kWidth = 70, kTiles = 19 * 3;  // of 2 x 2
+  std::vector<uint8_t> rgb(kHeight * kWidth * 3);
+  Random random(6);
+  for (uint8_t& sample : rgb) sample = static_cast<uint8_t>(random() >> 9);
+  for (int threads = 1; threads <= 3; ++threads) {
+    const Settings settings{1000, 0, 2, threads};
+    for (const int64_t most : {int64_t{-1}, int64_t{0}, int64_t{20}, kTiles - 1, kTiles}) {
+      std::vector<int64_t> told;
+      const auto tell = [&](int64_t done, int64_t total) {
+        CHECK(total == kTiles);
+        CHECK(told.empty() ? done == 0 : done > told.back());
+        told.push_back(done);
+        if (most >= 0 && done >= most) throw Enough{};
+      };
+      Watch watch(tell, nullptr);
+      StageTimes times;
+      bool stopped = false;
+      try {
+        images.encode(rgb.data(), kHeight, kWidth, settings, nullptr, times, watch);
+      } catch (const Stopped&) {
+        stopped = true;
+        try {
+          watch.rethrow();
+        } catch (const Enough&) {
+        }
+      }
+      CHECK(stopped == (most >= 0) && watch.stopped() == stopped);
+      CHECK(stopped || told.back() == kTiles);
     }
   }
 }
@@ -302,6 +395,7 @@ int main() {
   test_self_test();
   test_round_trips();
   test_pictures();
+  test_watch();
   test_tampering();
   std::printf("passed\n");
   return 0;

@@ -29,6 +29,8 @@ using namespace groupedmixer::transform;
 
 namespace {
 
+Watch unwatched;
+
 // Not floats compared: a zero's sign counts.
 bool same(const std::vector<float>& a, const std::vector<float>& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
@@ -282,7 +284,7 @@ void test_hyper_analysis() {
   Random random(5);
   Weights weights = make_hyper_analysis(kM, kHyperWidth, kHyperChannels);
   for (const auto& [height, width] :
-       {std::pair<int64_t, int64_t>{1, 1}, {4, 8}, {5, 3}, {14, 10}}) {
+       {std::pair<int64_t, int64_t>{1, 1}, {4, 8}, {5, 3}, {14, 10}, {35, 2}}) {
     Image y(height, width, kM);
     y.x = noise(random, height * width * kM, 2.0f);
     Image x = pad(compand(y), (height + 3) / 4 * 4, (width + 3) / 4 * 4);
@@ -295,9 +297,17 @@ void test_hyper_analysis() {
         std::vector<float> out(z.x.size());
         std::vector<float> scratch(
             static_cast<size_t>(transform.scratch_size(threads, height, width)), NAN);
-        run_team(threads, [&](const Member& member) {
-          transform.run(member, y.x.data(), height, width, out.data(), scratch.data());
-        });
+        // From no more rows of the latent than it says.
+        for (int64_t begin = 0, step = 1 + threads; begin < z.height; begin += step) {
+          const int64_t end = std::min(begin + step, z.height);
+          const int64_t first = std::max(4 * begin - 4, int64_t{0}), pitch = width * kM;
+          const std::vector<float> rows(y.x.begin() + first * pitch,
+                                        y.x.begin() + HyperAnalysis::depth(end, height) * pitch);
+          run_team(threads, [&](const Member& member) {
+            transform.run(member, rows.data(), first, height, width, {begin, end},
+                          out.data() + begin * z.width * kHyperChannels, scratch.data(), unwatched);
+          });
+        }
         CHECK(same(out, z.x));
       }
     }
@@ -331,10 +341,14 @@ void test_hyper_synthesis() {
         }
       }
       const int threads = 1 + round % 3;
+      // Of no more rows of z than it says; those behind them are not finite.
+      std::vector<float> known = z.x;
+      const int64_t depth = HyperSynthesis::depth(region.top + region.rows, height);
+      std::fill(known.begin() + depth * width * kHyperChannels, known.end(), NAN);
       std::vector<float> out(wanted.size());
       std::vector<float> scratch(static_cast<size_t>(transform.scratch_size(threads, region)), NAN);
       run_team(threads, [&](const Member& member) {
-        transform.run(member, z.x.data(), height, width, region, out.data(), scratch.data());
+        transform.run(member, known.data(), height, width, region, out.data(), scratch.data());
       });
       CHECK(same(out, wanted));
     }
@@ -370,12 +384,28 @@ void test_patch_analysis(const PatchSizes& sizes) {
       threads = threads % 3 + 1;
       const PatchAnalysis transform(weights.map, "g_a.", sizes, tiling);
       const int64_t size = transform.scratch_size(threads, p.latent_height, p.latent_width);
-      std::vector<float> y(wanted.x.size()), scratch(static_cast<size_t>(size), NAN);
-      run_team(threads, [&](const Member& member) {
-        transform.run(member, rgb.data(), p.height, p.width, p.latent_height, p.latent_width,
-                      y.data(), scratch.data());
-      });
-      CHECK(same(y, wanted.x));
+      std::vector<float> scratch(static_cast<size_t>(size), NAN);
+      // In runs of `step` rows, by teams of other sizes.
+      for (const int64_t step : {p.latent_height, int64_t{1}, int64_t{3}}) {
+        const int64_t pitch = p.latent_width * sizes.latent_channels;
+        const int64_t ahead = transform.rows_ahead(threads, p.latent_height, p.latent_width);
+        std::vector<float> y(wanted.x.size(), NAN);
+        for (int64_t from = 0; from < p.latent_height; from += step) {
+          const int64_t to = std::min(from + step, p.latent_height);
+          // Rows before `from` are no longer there, and those it may not write stay as they are.
+          const LatentRows<float> rows{y.data() + from * pitch, from};
+          const std::vector<float> before = y;
+          run_team(1 + static_cast<int>(from) % threads, [&](const Member& member) {
+            transform.run(member, threads, rgb.data(), p.height, p.width, p.latent_height,
+                          p.latent_width, from, to, rows, scratch.data(), unwatched);
+          });
+          const int64_t end = std::min(to + ahead, p.latent_height);
+          CHECK(std::memcmp(y.data() + end * pitch, before.data() + end * pitch,
+                            (y.size() - static_cast<size_t>(end * pitch)) * sizeof(float)) == 0);
+          CHECK(std::memcmp(y.data(), wanted.x.data(),
+                            static_cast<size_t>(to * pitch) * sizeof(float)) == 0);
+        }
+      }
     }
   }
 }
@@ -405,10 +435,21 @@ void test_patch_synthesis(const PatchSizes& sizes) {
         const int64_t size =
             transform.scratch_size(threads, p.latent_height, p.latent_width, region);
         std::vector<float> scratch(static_cast<size_t>(size), NAN);
-        run_team(threads, [&](const Member& member) {
-          transform.run(member, y_hat.x.data(), p.latent_height, p.latent_width, region, grey,
-                        rgb.data(), scratch.data());
-        });
+        const PatchSynthesis::Rows rows = transform.rows_of(region, p.latent_height);
+        const int64_t behind =
+            transform.rows_behind(threads, p.latent_height, p.latent_width, region);
+        const int64_t step = i % 2 == 0 ? rows.end - rows.begin : 1 + round % 4;
+        const int64_t pitch = p.latent_width * sizes.latent_channels;
+        for (int64_t from = rows.begin; from < rows.end; from += step) {
+          const int64_t to = std::min(from + step, rows.end);
+          const int64_t first = std::max(from - behind, rows.begin);
+          const std::vector<float> known(y_hat.x.begin() + first * pitch,
+                                         y_hat.x.begin() + to * pitch);
+          run_team(1 + static_cast<int>(to) % threads, [&](const Member& member) {
+            transform.run(member, threads, {known.data(), first}, p.latent_height, p.latent_width,
+                          region, from, to, grey, rgb.data(), scratch.data(), unwatched);
+          });
+        }
         CHECK(rgb == wanted);
       }
     }
