@@ -57,7 +57,6 @@ def _calibrated(config: Config, picture: Picture) -> GroupedMixer:
     values = model.g_a(x).transpose(0, 1).flatten(1)  # [M, positions]
     scale = _SIGMA / values.std(1).clamp(min=1e-4)
     codec.gain.copy_(scale.expand_as(codec.gain))
-    codec.inverse_gain.copy_(1 / codec.gain)
     head, bias = codec.context.head, codec.context.head_bias
     channels = head.shape[1] // 2
     head[:, channels:].normal_(0, math.log(2) / head.shape[2] ** 0.5)

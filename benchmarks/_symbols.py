@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from groupedmixer import GroupedMixer
-from groupedmixer.coding import SKIP_BELOW, TILE
+from groupedmixer.coding import TILE
 from groupedmixer.entropy import SCALE_MAX, SCALE_MIN
 from groupedmixer.images import Picture
 from groupedmixer.mixer import Prediction, run_groups
@@ -58,8 +58,8 @@ def latent_symbols(model: GroupedMixer, picture: Picture, quality: float) -> Lat
 
     def quantise(step: int, prediction: Prediction) -> Tensor:
         index = torch.searchsorted(codec.thresholds, prediction.raw_scale)
-        rounded = (y[step] - prediction.mean).round().clamp(-(2**15), 2**15 - 1)
-        rounded = rounded.masked_fill(index < SKIP_BELOW, 0)
+        rounded, skipped = codec.quantise(y[step], prediction)
+        rounded = rounded.masked_fill(skipped, 0)
         symbols[step], indexes[step] = rounded.to(torch.int16), index.to(torch.uint8)
         raw_scales[step] = prediction.raw_scale
         return rounded + prediction.mean

@@ -11,8 +11,8 @@ STABLE_TORCH_LIBRARY(groupedmixer, m) {
   m.def("isa_available(int isa) -> bool");
 
   m.def(
-      "quantize_group(Tensor y, Tensor mean, Tensor raw_scale, Tensor thresholds, int skip_below)"
-      " -> (Tensor symbols, Tensor indexes, Tensor y_hat)");
+      "quantize_group(Tensor y, Tensor mean, Tensor raw_scale, Tensor thresholds, int skip_below,"
+      " Tensor? dead_zone) -> (Tensor symbols, Tensor indexes, Tensor y_hat)");
   m.def("scale_indexes(Tensor raw_scale, Tensor mean, Tensor thresholds) -> Tensor indexes");
   m.def("dequantize_group(Tensor symbols, Tensor mean) -> Tensor y_hat");
 

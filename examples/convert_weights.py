@@ -21,7 +21,8 @@ from groupedmixer import Config, GroupedMixerLatentCodec
 from groupedmixer.coding import SKIP_BELOW, TILE, engine_arguments
 from groupedmixer_ext.engine import Engine, Settings, TableArrays
 
-FLOAT32 = ("latent_codec.thresholds", "latent_codec.z_medians")  # decide which table: kept exactly
+# Kept exactly: they decide about symbols and tables.
+FLOAT32 = ("latent_codec.thresholds", "latent_codec.dead_zone", "latent_codec.z_medians")
 
 
 class EntropyModel(CompressionModel):

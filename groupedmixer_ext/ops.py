@@ -160,12 +160,13 @@ def quantize_group(
     raw_scale: Tensor,  # [...] float32
     thresholds: Tensor,  # [T] float32
     skip_below: int,
+    dead_zone: Tensor | None = None,  # [T + 1] float32
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Turns a group of the latent into symbols and table indexes, for the encoder.
 
     ``index`` is the number of thresholds strictly below ``raw_scale``; ``symbol`` is ``y - mean``
-    rounded half to even and clamped to int16, or 0 where ``index < skip_below``; ``y_hat`` is
-    ``symbol + mean`` in float32.
+    rounded half to even and clamped to int16, or 0 where ``index < skip_below`` or
+    ``|y - mean| < dead_zone[index]``; ``y_hat`` is ``symbol + mean`` in float32.
 
     Parameters
     ----------
@@ -174,6 +175,8 @@ def quantize_group(
         Ascending.
     skip_below : int
         0 .. T + 1.
+    dead_zone : float32 tensor, contiguous, optional  # [T + 1]
+        Which residuals are not worth a symbol at each index; None for 0 everywhere.
 
     Returns
     -------
@@ -187,10 +190,13 @@ def quantize_group(
         If an argument breaks these rules, holds infinity or NaN (to find that out, the CUDA variant
         waits for its stream), would need a gradient, or is on CUDA in a build without it.
     """
-    _require_usable(y=y, mean=mean, raw_scale=raw_scale, thresholds=thresholds)
+    given = {} if dead_zone is None else {"dead_zone": dead_zone}
+    _require_usable(y=y, mean=mean, raw_scale=raw_scale, thresholds=thresholds, **given)
     return cast(
         tuple[Tensor, Tensor, Tensor],
-        torch.ops.groupedmixer.quantize_group.default(y, mean, raw_scale, thresholds, skip_below),
+        torch.ops.groupedmixer.quantize_group.default(
+            y, mean, raw_scale, thresholds, skip_below, dead_zone
+        ),
     )
 
 
@@ -641,7 +647,12 @@ def add_half_tanh(
 
 
 def _quantize_group_fake(
-    y: Tensor, mean: Tensor, raw_scale: Tensor, thresholds: Tensor, skip_below: int
+    y: Tensor,
+    mean: Tensor,
+    raw_scale: Tensor,
+    thresholds: Tensor,
+    skip_below: int,
+    dead_zone: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return (
         y.new_empty(y.shape, dtype=torch.int16),

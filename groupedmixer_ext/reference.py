@@ -57,12 +57,17 @@ def quantize_group(
     raw_scale: Tensor,  # [...] float32
     thresholds: Tensor,  # [T] float32
     skip_below: int,
+    dead_zone: Tensor | None = None,  # [T + 1] float32
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `ops.quantize_group`."""
     _require_finite(y=y)
     indexes = scale_indexes(raw_scale, mean, thresholds)
-    rounded = (y - mean).clamp(-32768, 32767).round()  # half to even
-    symbols = rounded.masked_fill(indexes < skip_below, 0).to(torch.int16)
+    residual = y - mean
+    zero = indexes < skip_below
+    if dead_zone is not None:
+        zero |= residual.abs() < dead_zone[indexes.long()]
+    rounded = residual.clamp(-32768, 32767).round()  # half to even
+    symbols = rounded.masked_fill(zero, 0).to(torch.int16)
     return symbols, indexes, dequantize_group(symbols, mean)
 
 

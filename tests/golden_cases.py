@@ -113,11 +113,11 @@ SCALES = {"g_a.linear.weight": 16, "g_s.linear.weight": 1 / 32, "g_s.network.5.w
 def parameter(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     """Every part speaks, activations stay about 1, and sigma is about e."""
     x = normal(seed, *shape)
-    if name.endswith(("norm.weight", "mlp.0.weight", "hyper_gain", "hyper_inverse_gain")):
+    ones = ("norm.weight", "mlp.0.weight", "hyper_gain", "hyper_inverse_gain", "shrinkage")
+    if name.endswith(ones):
         return 1 + 0.1 * x
     if name.endswith("gain"):
-        gain = (0.3 + 0.4 * np.arange(shape[0]))[:, None]
-        return (1 / gain if name.endswith("inverse_gain") else gain) * (1 + 0.05 * x)
+        return (0.3 + 0.4 * np.arange(shape[0]))[:, None] * (1 + 0.05 * x)
     if name.endswith("head_bias"):
         return 0.3 * x + np.arange(shape[1]) // (shape[1] // 2)
     if name.startswith("g_s.") and name.endswith(("linear.bias", "network.5.bias")):
@@ -160,6 +160,7 @@ def make_coder(config: str, stored: Weights) -> LatentCoder:
     fill(codec, 5000)
     tiny = stored.model().latent_codec
     codec.thresholds = tiny.thresholds
+    codec.dead_zone = tiny.dead_zone
     set_tables(codec, tiny.y_tables.build())
     return LatentCoder(codec)
 

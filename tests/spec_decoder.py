@@ -297,7 +297,8 @@ def decode_latent(entries: list[TileEntry], weights: Weights, header: Header) ->
 
 def to_pixels(latent: Array, weights: Weights, header: Header) -> Array:
     """uint8 [height, width, 3] or grey [height, width]."""
-    inverse_gain = at_quality(weights["latent_codec.inverse_gain"], header.quality)
+    shrinkage = at_quality(weights["latent_codec.shrinkage"], header.quality)
+    inverse_gain = shrinkage / at_quality(weights["latent_codec.gain"], header.quality)
     x = synthesis(weights, latent * inverse_gain)[: header.height, : header.width]
     if header.grey:
         x = ((x[..., 0] + x[..., 1]) + x[..., 2]) / np.float32(3)

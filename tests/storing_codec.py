@@ -17,6 +17,7 @@ from groupedmixer.container import GmxFile, Header, Tile, parse, parse_header, q
 from groupedmixer.images import Picture, decode_alpha, encode_alpha, to_pil
 from groupedmixer.limits import MAX_PIXELS
 from groupedmixer.tiles import tile_grid
+from groupedmixer_ext.engine import Progress
 
 
 class StoringCodec:
@@ -24,7 +25,11 @@ class StoringCodec:
 
     fingerprint = bytes(8)
 
-    def compress(self, image: Picture, quality: float = 4.0) -> bytes:
+    def compress(
+        self, image: Picture, quality: float = 4.0, progress: Progress | None = None
+    ) -> bytes:
+        if progress is not None:
+            progress(0, 2)
         header = Header(bytes(8), "rt-1", ARITHMETIC_ID, quality_field(quality), *size(image))
         streams = [image.rgb.tobytes()]
         streams += [b""] * (
@@ -39,7 +44,10 @@ class StoringCodec:
         max_pixels: int = MAX_PIXELS,
         *,
         region: tuple[int, int, int, int] | None = None,
+        progress: Progress | None = None,
     ) -> Image.Image:
+        if progress is not None:
+            progress(1, 2)
         file = parse(data, max_pixels)
         width, height = file.header.width, file.header.height
         rgb = np.frombuffer(file.tiles[0].stream, np.uint8).reshape(height, width, 3)

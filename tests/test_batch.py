@@ -54,6 +54,16 @@ def report(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, Any]]
 Report = Callable[..., tuple[int, Any]]
 
 
+def test_a_codec_says_how_far_it_is_and_is_stopped_there() -> None:
+    told: list[tuple[int, int]] = []
+    stop = Stop(lambda done, total: told.append((done, total)))
+    stop.progress(0, 9)
+    stop.ask()
+    with pytest.raises(Stopped):
+        stop.progress(1, 9)
+    assert told == [(0, 9)]
+
+
 def noise(name: str, side: int) -> Path:
     path = Path(name)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -442,7 +452,9 @@ def test_jobs_run_at_once_and_report_in_order(
     last_first = [threading.Event() for _ in range(3)]
     compress = StoringCodec.compress
 
-    def waiting(self: StoringCodec, image: Picture, quality: float = 4.0) -> bytes:
+    def waiting(
+        self: StoringCodec, image: Picture, quality: float = 4.0, **options: object
+    ) -> bytes:
         index = image.width - 10
         together.wait()  # for ever, were there fewer than three
         if index < 2:
@@ -522,7 +534,9 @@ def test_warnings_name_their_file(
 ) -> None:
     compress = StoringCodec.compress
 
-    def warning(self: StoringCodec, image: Picture, quality: float = 4.0) -> bytes:
+    def warning(
+        self: StoringCodec, image: Picture, quality: float = 4.0, **options: object
+    ) -> bytes:
         if image.width != 11:
             warnings.warn("EXIF is damaged", MetadataWarning, 2)
         return compress(self, image, quality)
@@ -550,7 +564,9 @@ def test_no_metadata(options: list[str], monkeypatch: pytest.MonkeyPatch) -> Non
     seen: list[bytes | None] = []
     compress = StoringCodec.compress
 
-    def looking(self: StoringCodec, image: Picture, quality: float = 4.0) -> bytes:
+    def looking(
+        self: StoringCodec, image: Picture, quality: float = 4.0, **options: object
+    ) -> bytes:
         seen.append(image.icc_profile)
         return compress(self, image, quality)
 
@@ -603,7 +619,9 @@ def test_a_signal_while_coding(
     asked = watch_for_the_end(monkeypatch)
     compress = StoringCodec.compress
 
-    def interrupted(self: StoringCodec, image: Picture, quality: float = 4.0) -> bytes:
+    def interrupted(
+        self: StoringCodec, image: Picture, quality: float = 4.0, **options: object
+    ) -> bytes:
         if image.width == 12:
             os.kill(os.getpid(), number)
             assert asked.wait(30)
@@ -654,7 +672,9 @@ def test_a_search_ends_between_two_encodes(monkeypatch: pytest.MonkeyPatch) -> N
     ask, compress = Stop.ask, StoringCodec.compress
     monkeypatch.setattr(Stop, "ask", lambda self: (ask(self), asked.set()))
 
-    def interrupted(self: StoringCodec, image: Picture, quality: float = 4.0) -> bytes:
+    def interrupted(
+        self: StoringCodec, image: Picture, quality: float = 4.0, **options: object
+    ) -> bytes:
         encodes.append(quality)
         os.kill(os.getpid(), signal.SIGINT)
         assert asked.wait(30)

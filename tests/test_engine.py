@@ -82,6 +82,7 @@ def engine_arguments(name: str, with_transform: bool = False) -> dict[str, Any]:
         golden_cases.fill(modules, 1)
     weights = {key: value.detach().numpy() for key, value in modules.named_parameters()}
     weights["latent_codec.thresholds"] = codec.thresholds.numpy()
+    weights["latent_codec.dead_zone"] = codec.dead_zone.numpy()
     weights["latent_codec.z_medians"] = codec.z_medians.numpy()
     return {
         "weights": weights,
@@ -369,9 +370,8 @@ def test_agrees_with_the_pytorch_form(name: str) -> None:
         errors: list[Tensor] = []
 
         def compare(step: int, prediction: Prediction) -> Tensor:
-            symbols = torch.round(targets[step] - prediction.mean)
-            index = torch.searchsorted(codec.thresholds, prediction.raw_scale.contiguous())
-            y_hat = symbols.masked_fill(index < SKIP_BELOW, 0) + prediction.mean
+            symbols, skipped = codec.quantise(targets[step], prediction)
+            y_hat = symbols.masked_fill(skipped, 0) + prediction.mean
             corrected = context.correct_step(step, y_hat, prediction.features)
             errors.append((engines[step] - corrected).abs())
             return engines[step]
@@ -560,6 +560,8 @@ def without_weight(name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
             r"gain must .* \[8, 8\], got \[8, 9\]",
         ),
         (other_weight("latent_codec.thresholds", np.ones(62)), r"thresholds .* \[63\], got \[62\]"),
+        (other_weight("latent_codec.dead_zone", np.ones(63)), r"dead_zone .* \[64\], got \[63\]"),
+        (other_weight("latent_codec.gain", np.zeros((8, 8))), "gain must be positive, got 0"),
         (other_weight("latent_codec.context.head", np.ones(3)), r"head must have the shape"),
         (changed("latent_channels", 10), "must have the shape"),
         (changed("latent_channels", 9), "latent_channels must be a multiple of slices = 2, got 9"),
@@ -660,13 +662,14 @@ def test_decode_names_what_is_wrong() -> None:
 
 
 def test_inverse_gains_of_any_quality() -> None:
-    """At whole levels the row itself, on either side of it by a 256th of the way."""
-    engine = engine_of("tiny")
-    table = engine_arguments("tiny")["weights"]["latent_codec.inverse_gain"]
+    """Shrinkage over gain, each linear between the levels."""
+    engine, weights = engine_of("tiny"), engine_arguments("tiny")["weights"]
+    gain, shrinkage = weights["latent_codec.gain"], weights["latent_codec.shrinkage"]
     for level in range(8):
-        assert_same_bits(engine.inverse_gains(256 * level), table[level])
+        assert_same_bits(engine.inverse_gains(256 * level), shrinkage[level] / gain[level])
     between = engine.inverse_gains(256 + 64)
-    assert np.allclose(between, 0.75 * table[1] + 0.25 * table[2], rtol=1e-6)
+    expected = (3 * shrinkage[1] + shrinkage[2]) / (3 * gain[1] + gain[2])
+    assert np.allclose(between, expected, rtol=1e-6)
     for quality in (-1, 1793):
         with pytest.raises(ValueError, match=f"quality must be in 0..1792, got {quality}"):
             engine.inverse_gains(quality)

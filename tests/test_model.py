@@ -274,7 +274,7 @@ def test_the_latent_comes_back_within_half_a_step() -> None:
     codec = random_model(config).latent_codec
     with torch.no_grad():
         codec.gain.fill_(2.0)
-        codec.inverse_gain.fill_(0.5)
+        codec.shrinkage.fill_(1.0)
         codec.context.head_bias[:, config.latent_channels // config.slices :] = 3.0  # none skipped
     y = torch.randn(1, config.latent_channels, 6, 10) * 4
     out = codec.eval().compress(y)

@@ -55,10 +55,11 @@ def assert_same(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> Non
 def check_all(device: str) -> None:
     for seed, shape in enumerate([(), (0,), (1,), (15,), (64,), (65,), (3, 5, 77), (4096,)]):
         y, mean, raw_scale, thresholds = group(*shape, seed=seed, device=device)
-        for skip_below in (0, 7, 64):
-            expected = reference.quantize_group(y, mean, raw_scale, thresholds, skip_below)
-            actual = ops.quantize_group(y, mean, raw_scale, thresholds, skip_below)
-            assert_same(actual, expected)
+        dead_zone = torch.rand(64, generator=torch.Generator().manual_seed(seed)).to(device)
+        for skip_below, zone in ((0, dead_zone), (7, dead_zone), (0, None), (7, None), (64, None)):
+            arguments = (y, mean, raw_scale, thresholds, skip_below, zone)
+            actual = ops.quantize_group(*arguments)
+            assert_same(actual, reference.quantize_group(*arguments))
         symbols, indexes, y_hat = actual
         assert_same((ops.scale_indexes(raw_scale, mean, thresholds),), (indexes,))
         assert_same((ops.dequantize_group(symbols, mean),), (y_hat,))
@@ -246,6 +247,8 @@ def test_cuda_tensors_in_a_build_without_cuda(monkeypatch: pytest.MonkeyPatch) -
         (lambda a: {"thresholds": torch.zeros(1, 1)}, r"must be \[T\] .* got \[1, 1\]"),
         (lambda a: {"skip_below": 65}, "skip_below must be 0 .. 64 .* got 65"),
         (lambda a: {"skip_below": -1}, "skip_below must be 0 .. 64 .* got -1"),
+        (lambda a: {"dead_zone": torch.zeros(63)}, r"dead_zone must be \[64\] .* got \[63\]"),
+        (lambda a: {"dead_zone": torch.zeros(64).half()}, "dead_zone must be float32"),
     ],
 )
 def test_quantize_group_argument_errors(change: Callable, message: str) -> None:
@@ -260,6 +263,15 @@ def test_dequantize_group_argument_errors() -> None:
         ops.dequantize_group(torch.zeros(3, dtype=torch.int32), torch.zeros(3))
     with pytest.raises(RuntimeError, match=r"mean must have the shape of symbols, \[3\], got \[\]"):
         ops.dequantize_group(torch.zeros(3, dtype=torch.int16), torch.zeros(()))
+
+
+def test_a_dead_zone_keeps_what_lies_on_its_border() -> None:
+    y = torch.tensor([0.75, -0.75, 0.7499999, -0.7499999, 1.2, -0.6])
+    thresholds, raw_scale = torch.tensor([0.0]), torch.tensor([1.0, 1, 1, 1, 1, -1])
+    symbols, _, _ = ops.quantize_group(
+        y, torch.zeros(6), raw_scale, thresholds, 0, torch.tensor([0.5, 0.75])
+    )
+    assert symbols.tolist() == [1, -1, 0, 0, 1, -1]
 
 
 def test_without_thresholds_there_is_one_table() -> None:
@@ -288,7 +300,10 @@ def operator_cases(device: str) -> dict[str, list[tuple[object, ...]]]:
         "isa_names": [()],
         "active_isa": [()],
         "isa_available": [(index,) for index in range(len(ops.ISAS))],
-        "quantize_group": [(*tensors, 3) for tensors in groups],
+        "quantize_group": [
+            *((*tensors, 3, None) for tensors in groups),
+            *((*tensors, 0, plain(64).abs()) for tensors in groups),
+        ],
         "scale_indexes": [(raw, mean, edges) for _, mean, raw, edges in groups],
         "dequantize_group": [(y.clamp(-9, 9).short(), mean) for y, mean, _, _ in groups],
         "pack_weight": [(plain(128, 96),), (plain(5, 7),), (plain(1, 1),), (plain(33, 64),)],

@@ -225,7 +225,8 @@ class DeviceCoder::Implementation {
         hyper_synthesis_(latent_coder.hyper_synthesis()),
         y_tables_(latent_coder.y_tables()),
         z_tables_(latent_coder.z_tables()),
-        medians_(latent_coder.medians()) {
+        medians_(latent_coder.medians()),
+        dead_zone_(latent_coder.dead_zone()) {
     if (image_coder == nullptr) return;
     analysis_.emplace(image_coder->analysis());
     synthesis_.emplace(image_coder->synthesis());
@@ -291,6 +292,7 @@ class DeviceCoder::Implementation {
   std::optional<transform::DevicePatchSynthesis> synthesis_;
   entropy::DeviceTableSet y_tables_, z_tables_;
   DeviceArray<float> medians_;
+  DeviceArray<float> dead_zone_;
 
   std::mutex mutex_;  // of all below: calls take turns
   CudaStream recorder_;
@@ -564,6 +566,7 @@ void DeviceCoder::Implementation::enqueue_wave(const Plan& plan, size_t index,
       quantize.position = wave.position.data();
       quantize.mean = state.mean;
       quantize.indexes = indexes;
+      quantize.dead_zone = dead_zone_.data();
       quantize.channels = static_cast<int32_t>(channels);
       quantize.skip_below = static_cast<int32_t>(shape.skip_below);
       quantize.symbols = of.symbols + step * count;

@@ -196,7 +196,10 @@ LatentCoder::LatentCoder(const WeightMap& weights, const LatentSizes& sizes,
   const int64_t m = sizes.latent_channels, n = sizes.hyper_channels;
   const std::string prefix = "latent_codec.";
   gain_ = copied(weights.get(prefix + "gain", {kLevels, m}), kLevels * m);
-  inverse_gain_ = copied(weights.get(prefix + "inverse_gain", {kLevels, m}), kLevels * m);
+  for (const float gain : gain_) {
+    require(gain > 0, "gain must be positive, got " + std::to_string(gain));
+  }
+  shrinkage_ = copied(weights.get(prefix + "shrinkage", {kLevels, m}), kLevels * m);
   hyper_gain_ = copied(weights.get(prefix + "hyper_gain", {kLevels, n}), kLevels * n);
   hyper_inverse_gain_ =
       copied(weights.get(prefix + "hyper_inverse_gain", {kLevels, n}), kLevels * n);
@@ -206,6 +209,7 @@ LatentCoder::LatentCoder(const WeightMap& weights, const LatentSizes& sizes,
                                                      std::to_string(entropy::kMaxThresholds + 1) +
                                                      ", got " + std::to_string(y_tables_.size()));
   thresholds_ = copied(weights.get(prefix + "thresholds", {thresholds}), thresholds);
+  dead_zone_ = copied(weights.get(prefix + "dead_zone", {thresholds + 1}), thresholds + 1);
   require(z_tables_.size() == n, "z_tables must be one a channel of z, " + std::to_string(n) +
                                      ", got " + std::to_string(z_tables_.size()));
 }
@@ -264,9 +268,10 @@ std::vector<bool> LatentCoder::tiles_in(const transform::Grid& region, int64_t h
 LevelRows LatentCoder::level_rows(int64_t quality) const {
   const ScopedFloatMode mode;
   const int64_t m = sizes_.latent_channels, n = sizes_.hyper_channels;
-  LevelRows rows{level_row(gain_, m, quality), level_row(inverse_gain_, m, quality),
+  LevelRows rows{level_row(gain_, m, quality), level_row(shrinkage_, m, quality),
                  level_row(hyper_gain_, n, quality), level_row(hyper_inverse_gain_, n, quality),
                  AlignedVector(static_cast<size_t>(sizes_.mixer.width))};
+  for (size_t i = 0; i < rows.gain.size(); ++i) rows.inverse_gain[i] /= rows.gain[i];
   mixer_.level_embedding(quality, rows.embedding.data());
   return rows;
 }
@@ -757,12 +762,12 @@ void LatentCoder::encode_group(const Member& member, const Job& job, const TileR
     std::copy(y, y + c, run.y_group + token * c);
   }
   const int64_t at = own.begin * c, in_tile = step * tile.tokens * c + at;
-  check_finite(
-      entropy::quantize_group({run.y_group + at, tile.mean + at, tile.raw_scale + at,
-                               thresholds_.data(), run.symbols + in_tile, run.indexes + in_tile,
-                               tile.y_hat + in_tile, (own.end - own.begin) * c,
-                               static_cast<int64_t>(thresholds_.size()), job.settings->skip_below}),
-      step);
+  check_finite(entropy::quantize_group(
+                   {run.y_group + at, tile.mean + at, tile.raw_scale + at, thresholds_.data(),
+                    dead_zone_.data(), run.symbols + in_tile, run.indexes + in_tile,
+                    tile.y_hat + in_tile, (own.end - own.begin) * c,
+                    static_cast<int64_t>(thresholds_.size()), job.settings->skip_below}),
+               step);
 }
 
 void LatentCoder::decode_group(const Member& member, const Job& job, TileRun& run,

@@ -124,6 +124,7 @@ class LatentCoder {
   const entropy::Tables& y_tables() const { return y_tables_; }
   const entropy::Tables& z_tables() const { return z_tables_; }
   const AlignedVector& thresholds() const { return thresholds_; }  // [y tables - 1]
+  const AlignedVector& dead_zone() const { return dead_zone_; }    // [y tables]
   const AlignedVector& medians() const { return medians_; }        // [N_z]
   const transform::HyperAnalysis& hyper_analysis() const { return h_a_; }
   const transform::HyperSynthesis& hyper_synthesis() const { return h_s_; }
@@ -193,9 +194,10 @@ class LatentCoder {
 
   LatentSizes sizes_;
   entropy::Tables y_tables_, z_tables_;
-  AlignedVector gain_, inverse_gain_;              // [levels, M]
+  AlignedVector gain_, shrinkage_;                 // [levels, M]; inverse gain = shrinkage / gain
   AlignedVector hyper_gain_, hyper_inverse_gain_;  // [levels, N_z]
   AlignedVector thresholds_;                       // [tables - 1]
+  AlignedVector dead_zone_;                        // [tables]
   AlignedVector medians_;                          // [N_z]
   transform::HyperAnalysis h_a_;
   transform::HyperSynthesis h_s_;

@@ -3,7 +3,8 @@
 // From what the entropy model predicts to what the coder codes, and back, element by element:
 //
 //   index  = number of thresholds strictly below raw_scale
-//   symbol = round_half_even(y - mean) in int16, or 0 where index < skip_below
+//   symbol = round_half_even(y - mean) in int16, or 0 where index < skip_below or
+//            |y - mean| < dead_zone[index]
 //   y_hat  = float(symbol) + mean
 //
 // All variants give the same bits. Numbers that are not finite would decode differently elsewhere,
@@ -31,6 +32,7 @@ struct QuantizeGroupParams {
   const float* mean;        // [count]
   const float* raw_scale;   // [count]
   const float* thresholds;  // [num_thresholds]
+  const float* dead_zone;   // [num_thresholds + 1], or null for none
   int16_t* symbols;         // [count]
   uint8_t* indexes;         // [count]
   float* y_hat;             // [count]
@@ -76,6 +78,7 @@ struct QuantizeTilesParams {
   const int32_t* position;  // [T], row * latent_width + column of the token's patch; -1: none
   const float* mean;        // [T, channels]
   const uint8_t* indexes;   // [T, channels]
+  const float* dead_zone;   // [number of indexes]
   int32_t channels;
   int32_t skip_below;
   int16_t* symbols;    // [T, channels], 0 where there is no position

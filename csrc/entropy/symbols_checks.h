@@ -4,6 +4,8 @@
 
 #pragma once
 
+#include <optional>
+
 #include "common/checks.h"
 #include "entropy/symbols.h"
 
@@ -27,6 +29,20 @@ inline void check_thresholds(const Tensor& thresholds, const Tensor& like, const
   check_contiguous(thresholds, "thresholds");
 }
 
+inline void check_dead_zone(const std::optional<Tensor>& dead_zone, const Tensor& thresholds) {
+  if (!dead_zone) return;
+  check_dtype(*dead_zone, "dead_zone", ScalarType::Float);
+  check_same_device(*dead_zone, "dead_zone", thresholds, "thresholds");
+  GROUPEDMIXER_CHECK(dead_zone->dim() == 1 && dead_zone->size(0) == thresholds.size(0) + 1,
+                     "dead_zone must be [", thresholds.size(0) + 1, "] (thresholds + 1), got ",
+                     shape_of(*dead_zone));
+  check_contiguous(*dead_zone, "dead_zone");
+}
+
+inline const float* pointer_or_null(const std::optional<Tensor>& tensor) {
+  return tensor ? tensor->const_data_ptr<float>() : nullptr;
+}
+
 inline void check_finite(uint32_t non_finite) {
   GROUPEDMIXER_CHECK((non_finite & kNonFiniteY) == 0, "y must be finite, got infinity or NaN");
   GROUPEDMIXER_CHECK((non_finite & kNonFiniteMean) == 0,
@@ -36,7 +52,8 @@ inline void check_finite(uint32_t non_finite) {
 }
 
 inline void check_quantize_group(const Tensor& y, const Tensor& mean, const Tensor& raw_scale,
-                                 const Tensor& thresholds, int64_t skip_below) {
+                                 const Tensor& thresholds, int64_t skip_below,
+                                 const std::optional<Tensor>& dead_zone) {
   check_plane(y, "y", y, "y");
   check_plane(mean, "mean", y, "y");
   check_plane(raw_scale, "raw_scale", y, "y");
@@ -44,6 +61,7 @@ inline void check_quantize_group(const Tensor& y, const Tensor& mean, const Tens
   GROUPEDMIXER_CHECK(skip_below >= 0 && skip_below <= thresholds.size(0) + 1,
                      "skip_below must be 0 .. ", thresholds.size(0) + 1, " (thresholds + 1), got ",
                      skip_below);
+  check_dead_zone(dead_zone, thresholds);
 }
 
 inline void check_scale_indexes(const Tensor& raw_scale, const Tensor& mean,

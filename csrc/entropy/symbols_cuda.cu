@@ -30,6 +30,10 @@ __device__ int round_symbol(float x) {
   return __float2int_rn(x);
 }
 
+__device__ int symbol_of(float residual, int index, float dead_zone, int64_t skip_below) {
+  return index < skip_below || fabsf(residual) < dead_zone ? 0 : round_symbol(residual);
+}
+
 __global__ void quantize_group_kernel(QuantizeGroupParams p,
                                       uint32_t* non_finite) {  // [1], bits are added
   uint32_t bad = 0;
@@ -40,7 +44,8 @@ __global__ void quantize_group_kernel(QuantizeGroupParams p,
     bad |= bit_if_non_finite(y, kNonFiniteY) | bit_if_non_finite(mean, kNonFiniteMean) |
            bit_if_non_finite(raw_scale, kNonFiniteRawScale);
     const int index = count_thresholds(raw_scale, p.thresholds, p.num_thresholds);
-    const int symbol = index < p.skip_below ? 0 : round_symbol(__fsub_rn(y, mean));
+    const float dead_zone = p.dead_zone != nullptr ? p.dead_zone[index] : 0.0f;
+    const int symbol = symbol_of(__fsub_rn(y, mean), index, dead_zone, p.skip_below);
     p.indexes[i] = static_cast<uint8_t>(index);
     p.symbols[i] = static_cast<int16_t>(symbol);
     p.y_hat[i] = __fadd_rn(__int2float_rn(symbol), mean);
@@ -84,7 +89,8 @@ __global__ void quantize_tiles_kernel(QuantizeTilesParams p) {
       atomicMin(&p.failures[p.set.tile_of(token)], p.failure);
     }
     const float mean = p.mean[i];
-    const int symbol = p.indexes[i] < p.skip_below ? 0 : round_symbol(__fsub_rn(y, mean));
+    const int index = p.indexes[i];
+    const int symbol = symbol_of(__fsub_rn(y, mean), index, p.dead_zone[index], p.skip_below);
     p.symbols[i] = static_cast<int16_t>(symbol);
     p.y_hat[i] = __fadd_rn(__int2float_rn(symbol), mean);
   }

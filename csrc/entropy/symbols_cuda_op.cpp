@@ -3,6 +3,7 @@
 // The operators that check for numbers that are not finite wait for the stream: only then is there
 // an error to raise. Native loops that must not wait use the launchers.
 
+#include <optional>
 #include <tuple>
 
 #include "common/cuda_memory.h"
@@ -29,12 +30,14 @@ class NonFiniteFlags {
   void* stream_;
 };
 
-std::tuple<Tensor, Tensor, Tensor> quantize_group_cuda(const Tensor& y,           // [...] float32
-                                                       const Tensor& mean,        // [...] float32
-                                                       const Tensor& raw_scale,   // [...] float32
-                                                       const Tensor& thresholds,  // [T] float32
-                                                       int64_t skip_below) {
-  check_quantize_group(y, mean, raw_scale, thresholds, skip_below);
+std::tuple<Tensor, Tensor, Tensor> quantize_group_cuda(
+    const Tensor& y,           // [...] float32
+    const Tensor& mean,        // [...] float32
+    const Tensor& raw_scale,   // [...] float32
+    const Tensor& thresholds,  // [T] float32
+    int64_t skip_below,
+    std::optional<Tensor> dead_zone) {  // [T + 1] float32
+  check_quantize_group(y, mean, raw_scale, thresholds, skip_below, dead_zone);
   const DeviceGuard guard(y.get_device_index());
   void* stream = current_cuda_stream(y);
   Tensor symbols = empty_like_as(y, ScalarType::Short);
@@ -43,9 +46,9 @@ std::tuple<Tensor, Tensor, Tensor> quantize_group_cuda(const Tensor& y,         
   const NonFiniteFlags flags(y, stream);
   launch_quantize_group(
       {y.const_data_ptr<float>(), mean.const_data_ptr<float>(), raw_scale.const_data_ptr<float>(),
-       thresholds.const_data_ptr<float>(), symbols.mutable_data_ptr<int16_t>(),
-       indexes.mutable_data_ptr<uint8_t>(), y_hat.mutable_data_ptr<float>(), y.numel(),
-       thresholds.numel(), skip_below},
+       thresholds.const_data_ptr<float>(), pointer_or_null(dead_zone),
+       symbols.mutable_data_ptr<int16_t>(), indexes.mutable_data_ptr<uint8_t>(),
+       y_hat.mutable_data_ptr<float>(), y.numel(), thresholds.numel(), skip_below},
       flags.get(), stream);
   check_finite(flags.read());
   return {symbols, indexes, y_hat};

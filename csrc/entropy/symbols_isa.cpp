@@ -18,6 +18,9 @@ constexpr int64_t kBlock = 32;
 // Adding and subtracting 1.5 * 2^23 rounds half to even for |x| <= 2^22, without a call to libm.
 constexpr float kRounder = 12582912.0f;
 
+// For every index there may be.
+constexpr float kNoDeadZone[kMaxThresholds + 1] = {};
+
 constexpr float kMinSymbol = -32768.0f;
 constexpr float kMaxSymbol = 32767.0f;
 
@@ -74,6 +77,7 @@ inline int64_t block_size(int64_t begin, int64_t count) {
 uint32_t quantize_group(const QuantizeGroupParams& params) {
   const QuantizeGroupParams p = params;
   const int32_t skip_below = static_cast<int32_t>(p.skip_below);
+  const float* dead_zone = p.dead_zone != nullptr ? p.dead_zone : kNoDeadZone;
   uint32_t bad = 0;
   for (int64_t begin = 0; begin < p.count; begin += kBlock) {
     const int64_t size = block_size(begin, p.count);
@@ -85,8 +89,10 @@ uint32_t quantize_group(const QuantizeGroupParams& params) {
     int16_t symbols[kBlock];
     Block y_hat;
     for (int64_t i = 0; i < kBlock; ++i) {
-      const int16_t symbol = round_symbol(y.values[i] - mean.values[i]);
-      symbols[i] = indexes[i] < skip_below ? static_cast<int16_t>(0) : symbol;
+      const float residual = y.values[i] - mean.values[i];
+      const float magnitude = residual < 0.0f ? -residual : residual;
+      const bool zero = indexes[i] < skip_below || magnitude < dead_zone[indexes[i]];
+      symbols[i] = zero ? static_cast<int16_t>(0) : round_symbol(residual);
       y_hat.values[i] = static_cast<float>(symbols[i]) + mean.values[i];
     }
     std::memcpy(p.indexes + begin, indexes, static_cast<std::size_t>(size) * sizeof(uint8_t));

@@ -44,10 +44,15 @@ class Terminated(KeyboardInterrupt):
 
 
 class Stop:
-    """Asks the jobs in work to end, and knows those that must not be left half done."""
+    """Asks the jobs in work to end, and knows those that must not be left half done.
 
-    def __init__(self) -> None:
+    Args:
+        on_progress: what `progress` passes on to.
+    """
+
+    def __init__(self, on_progress: Callable[[int, int], None] | None = None) -> None:
         self._asked = False
+        self._on_progress = on_progress
         self._committed: set[int] = set()  # threads
         self._changed = threading.Condition()
 
@@ -55,6 +60,12 @@ class Stop:
         """Raises `Stopped` once `ask` was called. Jobs call it now and then."""
         if self._asked:
             raise Stopped
+
+    def progress(self, done: int, total: int) -> None:
+        """For a codec to call now and then, with the tiles done: as `check`, and says how far."""
+        self.check()
+        if self._on_progress is not None:
+            self._on_progress(done, total)
 
     def commit(self) -> None:
         """As `check`, and from here to its end the job is waited for. Call it before writing."""
@@ -81,6 +92,7 @@ def run_batch(
     on_result: Callable[[R], None],
     *,
     parallel: int = 1,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Calls ``on_result(work(job, stop))`` for every job: the work on threads, the rest here.
 
@@ -93,11 +105,12 @@ def run_batch(
         work: returns a result. What it raises but `Stopped` comes out here.
         on_result: called on this thread.
         parallel: jobs at once, from 1 up.
+        on_progress: called on the threads of the jobs, with the tiles of a picture that are done.
 
     Raises:
         KeyboardInterrupt, Terminated: Ctrl-C; SIGTERM or SIGHUP, where this is the main thread.
     """
-    stop = Stop()
+    stop = Stop(on_progress)
     results: dict[int, R] = {}
 
     def run(index: int, job: J) -> None:

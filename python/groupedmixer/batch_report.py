@@ -47,7 +47,8 @@ class BatchReport:
         total: files there are.
         quiet: nothing but failures.
         as_json: print `as_object` at the end, in place of all other output but failures.
-        progress: a bar on stderr; None: where there are several files, a terminal, and not `quiet`.
+        progress: a bar on stderr, of files or, for one file, of its tiles; None: on a terminal, if
+            not `quiet`.
         sum_up: print a summary; None: where there are several files.
     """
 
@@ -61,14 +62,15 @@ class BatchReport:
         sum_up: bool | None = None,
     ) -> None:
         if progress is None:
-            progress = total > 1 and not quiet and sys.stderr.isatty()
+            progress = not quiet and sys.stderr.isatty()
         self.outcomes: list[Outcome] = []
         self._total = total
         self._quiet = quiet or as_json
         self._as_json = as_json
         self._sum_up = total > 1 if sum_up is None else sum_up
         self._bar: Any = None
-        if progress:
+        self._shows_tiles = progress and total == 1
+        if progress and total > 1:
             from tqdm import tqdm
 
             self._bar = tqdm(total=total, unit="file", file=sys.stderr)
@@ -77,6 +79,17 @@ class BatchReport:
     def failed(self) -> bool:
         """Whether any file failed."""
         return any(outcome.error is not None for outcome in self.outcomes)
+
+    def tiles(self, done: int, total: int) -> None:
+        """How far a picture is. Shown where it is the only one; small ones are done too soon."""
+        if not self._shows_tiles or total == 1:
+            return
+        if self._bar is None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(unit="tile", file=sys.stderr, leave=False)
+        self._bar.total, self._bar.n = total, done
+        self._bar.refresh()
 
     def add(self, outcome: Outcome) -> None:
         """One more file is dealt with."""
@@ -87,7 +100,7 @@ class BatchReport:
             self._print(failure(outcome.source, outcome.error), sys.stderr)
         elif not self._quiet:
             self._print(_line(outcome), sys.stdout)
-        if self._bar is not None:
+        if self._bar is not None and not self._shows_tiles:
             self._bar.update()
 
     def close(

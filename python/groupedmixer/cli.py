@@ -314,7 +314,7 @@ def _add_batch_options(parser: argparse.ArgumentParser, *, found: str) -> None:
     parser.add_argument(
         "--progress",
         action=argparse.BooleanOptionalAction,
-        help="a progress bar; default: for several files on a terminal",
+        help="a progress bar of files, or of one picture's tiles; default: on a terminal",
     )
 
 
@@ -620,7 +620,7 @@ def _run(
         with warnings.catch_warnings():  # here and not in attempt(): it acts on all threads
             warnings.simplefilter("always", MetadataWarning)
             warnings.showwarning = collect
-            run_batch(jobs, attempt, report.add, parallel=args.jobs)
+            run_batch(jobs, attempt, report.add, parallel=args.jobs, on_progress=report.tiles)
         interrupted = False
     finally:
         seconds = time.perf_counter() - start

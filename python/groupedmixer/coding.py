@@ -298,6 +298,7 @@ def engine_arguments(
     round_to_half(modules)
     weights = {name: _array(value) for name, value in modules.named_parameters()}
     weights["latent_codec.thresholds"] = _array(codec.thresholds)
+    weights["latent_codec.dead_zone"] = _array(codec.dead_zone)
     weights["latent_codec.z_medians"] = _array(codec.z_medians)
     return {
         "weights": weights,

@@ -35,8 +35,8 @@ _DTYPES = {torch.float16: "F16", torch.float32: "F32", torch.int32: "I32", torch
 class Weights:
     """Exported weights: what a file is coded with.
 
-    ``state`` maps names to tensors: parameters in float16, thresholds and medians in float32,
-    integer tables in int32, ``_extra_state`` the configuration as JSON in uint8.
+    ``state`` maps names to tensors: parameters in float16, thresholds, dead zone and medians in
+    float32, integer tables in int32, ``_extra_state`` the configuration as JSON in uint8.
     """
 
     name: str
@@ -71,12 +71,15 @@ def export_weights(model: GroupedMixer, name: str) -> Weights:
     Raises
     ------
     ValueError
-        If the name breaks its rule, or as in `round_to_half`.
+        If the name breaks its rule, a gain is not positive, or as in `round_to_half`.
     """
     check_name("name", name)
     rounded = copy.deepcopy(model).cpu()
     rounded.update()
     round_to_half(rounded)
+    smallest = float(rounded.latent_codec.gain.detach().min())
+    if not smallest > 0:  # decoders divide by it
+        raise ValueError(f"gain must be positive once rounded to float16, got {smallest}")
     parameters = dict(rounded.named_parameters())
     stored = set(parameters) | rounded.stored_buffers()
     state = {

@@ -131,10 +131,10 @@ def compress_file(
         )
         data, quality, found_psnr = found.data, found.quality, found.psnr
     else:
-        data = codec.compress(picture, quality=quality)
+        data = codec.compress(picture, quality=quality, progress=stop.progress)
     stop.check()
     if verify:
-        found_psnr = _verified_psnr(codec, picture, data)
+        found_psnr = _verified_psnr(codec, picture, data, stop)
     stop.commit()
     write_atomically(job.target, data, force=replace, make_folder=job.make_folder)
     return Done(
@@ -201,7 +201,8 @@ def decompress_file(
             return None
         check_target(job.target, force=force)
     stop.check()
-    image = find_codec(data).decompress(data, max_pixels=max_pixels, region=box)
+    codec = find_codec(data)
+    image = codec.decompress(data, max_pixels=max_pixels, region=box, progress=stop.progress)
     stop.check()
     output = encode_image(image, output_format)
     stop.commit()
@@ -224,7 +225,7 @@ def verify_file(
     data = source.read_bytes()
     codec = find_codec(data)
     stop.check()
-    codec.decompress(data, max_pixels=max_pixels)
+    codec.decompress(data, max_pixels=max_pixels, progress=stop.progress)
     return _done(data, container.parse_header(data), None)
 
 
@@ -276,11 +277,12 @@ def _box(region: Region, header: Header) -> Region:
     return (left, top, left + width, top + height)
 
 
-def _verified_psnr(codec: Codec, picture: Picture, data: bytes) -> float:
+def _verified_psnr(codec: Codec, picture: Picture, data: bytes, stop: Stop) -> float:
     """dB between a picture and what its file decodes to, latent checksums compared."""
     try:
         # The limit on pixels guards against files of others; this one is our own.
-        decoded = as_picture(codec.decompress(data, max_pixels=picture.width * picture.height))
+        limit = picture.width * picture.height
+        decoded = as_picture(codec.decompress(data, max_pixels=limit, progress=stop.progress))
     except GmxError as error:
         raise VerifyError(f"the new file does not decode: {error}") from error
     kinds = [

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from compressai.entropy_models import EntropyBottleneck
 from compressai.latent_codecs import LatentCodec
-from compressai.ops import quantize_ste
 from compressai.registry import register_module
 from torch import Tensor, nn
 
@@ -25,6 +24,7 @@ from .entropy import (
     CodingTables,
     GaussianLikelihood,
     bottleneck_tables,
+    dead_zone,
     gaussian_tables,
     scale_thresholds,
 )
@@ -79,6 +79,7 @@ class GroupedMixerLatentCodec(LatentCodec):
     """
 
     thresholds: Tensor
+    dead_zone: Tensor
     z_medians: Tensor
 
     def __init__(self, config: Config) -> None:
@@ -88,7 +89,7 @@ class GroupedMixerLatentCodec(LatentCodec):
         m, n_z = config.latent_channels, config.hyper_channels
         steps = torch.linspace(-_LOG_GAIN, _LOG_GAIN, NUM_LEVELS).exp()
         self.gain = nn.Parameter(steps[:, None].repeat(1, m))
-        self.inverse_gain = nn.Parameter(1 / steps[:, None].repeat(1, m))
+        self.shrinkage = nn.Parameter(torch.ones(NUM_LEVELS, m))
         self.hyper_gain = nn.Parameter(torch.ones(NUM_LEVELS, n_z))
         self.hyper_inverse_gain = nn.Parameter(torch.ones(NUM_LEVELS, n_z))
         self.h_a = HyperAnalysis(config)
@@ -97,6 +98,7 @@ class GroupedMixerLatentCodec(LatentCodec):
         self.context = GroupedMixerContext(config)
         self.likelihood = GaussianLikelihood()
         self.register_buffer("thresholds", scale_thresholds())
+        self.register_buffer("dead_zone", dead_zone())
         self.register_buffer("z_medians", torch.zeros(n_z))  # belong to z_tables
         self.y_tables = CodingTables()
         self.z_tables = CodingTables()
@@ -154,10 +156,9 @@ class GroupedMixerLatentCodec(LatentCodec):
             prediction = self.context(y_hat, psi, level)
             likelihoods = self.likelihood(symbols, prediction.raw_scale)
             likelihoods = likelihoods.masked_fill(skipped, 1.0)
-        inverse = _spatial(interpolate_levels(self.inverse_gain, level))
         return {
             "likelihoods": {"y": grouping.merge(likelihoods), "z": z_likelihoods},
-            "y_hat": grouping.merge(y_hat) * inverse,
+            "y_hat": grouping.merge(y_hat) * _spatial(self._inverse_gain(level)),
             "quality": level,
         }
 
@@ -176,8 +177,8 @@ class GroupedMixerLatentCodec(LatentCodec):
         the rate that training sees.
         """
         prediction = self.context(torch.round(groups), psi, level)
-        rounded = torch.round(groups - prediction.mean)
-        y_hat = rounded.masked_fill(self._skipped(prediction), 0) + prediction.mean
+        symbols, skipped = self.quantise(groups, prediction)
+        y_hat = symbols.masked_fill(skipped, 0) + prediction.mean
         return self.context.correct_groups(y_hat, prediction.features)
 
     def _straight_through(
@@ -193,15 +194,25 @@ class GroupedMixerLatentCodec(LatentCodec):
         Were it free, nothing would ever raise its scale again, and ever more would be skipped.
         """
         prediction = self.context(groups + (decoded - groups).detach(), psi, level)
-        symbols = quantize_ste(groups - prediction.mean)
+        residual = groups - prediction.mean
+        rounded, skipped = self.quantise(groups, prediction)
+        symbols = residual + (rounded - residual).detach()
         likelihoods = self.likelihood(symbols, prediction.raw_scale)
-        y_hat = symbols.masked_fill(self._skipped(prediction), 0) + prediction.mean
+        y_hat = symbols.masked_fill(skipped, 0) + prediction.mean
         return likelihoods, self.context.correct_groups(y_hat, prediction.features)
 
-    def _skipped(self, prediction: Prediction) -> Tensor:  # bool
-        """Which symbols a file leaves out: those of the smallest scales."""
-        index = torch.searchsorted(self.thresholds, prediction.raw_scale.detach().contiguous())
-        return index < SKIP_BELOW
+    @torch.no_grad()
+    def quantise(
+        self,
+        groups: Tensor,  # [..., M/k_c]
+        prediction: Prediction,
+    ) -> tuple[Tensor, Tensor]:  # symbols as floats; bool: which of them a file leaves out, as 0
+        """Residuals rounded, to 0 where 1 would not pay (`groupedmixer.entropy.dead_zone`)."""
+        index = torch.searchsorted(self.thresholds, prediction.raw_scale.contiguous())
+        residual = groups - prediction.mean
+        zero = residual.abs() < self.dead_zone[index]
+        symbols = torch.round(residual).clamp(-(2**15), 2**15 - 1).masked_fill(zero, 0)
+        return symbols, index < SKIP_BELOW
 
     def _quantise_stepwise(
         self,
@@ -219,14 +230,25 @@ class GroupedMixerLatentCodec(LatentCodec):
             def quantise(
                 step: int, prediction: Prediction, item: int = item, target: Tensor = target
             ) -> Tensor:
-                skip = self._skipped(prediction)
-                rounded = torch.round(target[step] - prediction.mean).clamp(-(2**15), 2**15 - 1)
+                rounded, skip = self.quantise(target[step], prediction)
                 skipped[item, step] = skip
                 symbols[item, step] = rounded.masked_fill(skip, 0)
                 return symbols[item, step] + prediction.mean
 
             latents.append(run_groups(self.context, psi[item], embedding[item], quantise))
         return symbols, skipped, torch.stack(latents)
+
+    def _inverse_gain(
+        self,
+        quality: Tensor,  # [B]
+    ) -> Tensor:  # [B, M]
+        """What takes the gain out again: shrinkage / gain, both linear between levels.
+
+        Were the inverse itself linear, gain times inverse would be off by 2.5 % half way between
+        two levels, where both curve the same way: more than quantisation is at high quality.
+        """
+        gain = interpolate_levels(self.gain, quality)
+        return interpolate_levels(self.shrinkage, quality) / gain
 
     def _levels(self, quality: Tensor | float | None, y: Tensor) -> Tensor:  # [B]
         """The quality of every picture. ValueError if it is out of range or of another shape."""

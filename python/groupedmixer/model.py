@@ -150,7 +150,13 @@ class GroupedMixer(CompressionModel):
             for which in ("y", "z")
             for field in ("counts", "sizes", "offsets")
         }
-        return {"_extra_state", "latent_codec.thresholds", "latent_codec.z_medians", *tables}
+        return {
+            "_extra_state",
+            "latent_codec.thresholds",
+            "latent_codec.dead_zone",
+            "latent_codec.z_medians",
+            *tables,
+        }
 
     @classmethod
     def from_state_dict(cls, state_dict: Mapping[str, Any]) -> GroupedMixer:

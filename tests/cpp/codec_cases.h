@@ -111,11 +111,12 @@ inline Weights make_weights(const codec::LatentSizes& sizes) {
   Weights w;
   const std::string codec = "latent_codec.", context = codec + "context.";
   w.add(codec + "gain", {kLevels, m}, 0.1f, 2);
-  w.add(codec + "inverse_gain", {kLevels, m}, 0.1f, 0.5f);
+  w.add(codec + "shrinkage", {kLevels, m}, 0.1f, 1);
   w.add(codec + "hyper_gain", {kLevels, kHyperChannels}, 0.1f, 1);
   w.add(codec + "hyper_inverse_gain", {kLevels, kHyperChannels}, 0.1f, 1);
   w.add(codec + "z_medians", {kHyperChannels}, 0.3f);
   w.add(codec + "thresholds", {kTables - 1}, 0.5f);
+  w.add(codec + "dead_zone", {kTables}, 0.1f, 0.6f);
   w.add_layer(codec + "h_a.layers.0", n, m, {3, 3});
   w.add_layer(codec + "h_a.layers.2", n, n, {3, 3});
   w.add_layer(codec + "h_a.layers.4", kHyperChannels, n, {3, 3});

@@ -63,24 +63,35 @@ Symbols random_symbols(Random& random, int count, int num_thresholds) {
   return symbols;
 }
 
-void check_quantize_group(const Symbols& in, int64_t skip_below, uint32_t expected_bits) {
+std::vector<float> random_dead_zone(int count) {
+  Random random{static_cast<uint32_t>(count)};
+  std::vector<float> zone;
+  for (int i = 0; i < count; ++i) zone.push_back(static_cast<float>(uniform(random, 0, 99)) / 64);
+  return zone;
+}
+
+void check_quantize_group(const Symbols& in, int64_t skip_below, uint32_t expected_bits,
+                          const std::vector<float>& dead_zone = {}) {
   const size_t count = in.y.size();
   const int64_t num_thresholds = static_cast<int64_t>(in.thresholds.size());
   std::vector<int16_t> symbols(count);
   std::vector<uint8_t> indexes(count);
   std::vector<float> y_hat(count);
-  CHECK(entropy::quantize_group({in.y.data(), in.mean.data(), in.raw_scale.data(),
-                                 in.thresholds.data(), symbols.data(), indexes.data(), y_hat.data(),
-                                 static_cast<int64_t>(count), num_thresholds, skip_below}) ==
+  CHECK(entropy::quantize_group(
+            {in.y.data(), in.mean.data(), in.raw_scale.data(), in.thresholds.data(),
+             dead_zone.empty() ? nullptr : dead_zone.data(), symbols.data(), indexes.data(),
+             y_hat.data(), static_cast<int64_t>(count), num_thresholds, skip_below}) ==
         expected_bits);
 
   const Device<float> y(in.y), mean(in.mean), raw_scale(in.raw_scale), thresholds(in.thresholds);
+  const Device<float> device_dead_zone(dead_zone);
   const Device<int16_t> device_symbols(count);
   const Device<uint8_t> device_indexes(count);
   const Device<float> device_y_hat(count);
   const Device<uint32_t> non_finite(1);
   groupedmixer::clear_device_word(non_finite.data(), nullptr);
   entropy::launch_quantize_group({y.data(), mean.data(), raw_scale.data(), thresholds.data(),
+                                  dead_zone.empty() ? nullptr : device_dead_zone.data(),
                                   device_symbols.data(), device_indexes.data(), device_y_hat.data(),
                                   static_cast<int64_t>(count), num_thresholds, skip_below},
                                  non_finite.data(), nullptr);
@@ -133,6 +144,7 @@ void test_symbols(Random& random) {
       const Symbols in = random_symbols(random, count, num_thresholds);
       for (const int skip_below : {0, 1, num_thresholds / 2, num_thresholds, num_thresholds + 1}) {
         check_quantize_group(in, skip_below, 0);
+        check_quantize_group(in, skip_below, 0, random_dead_zone(num_thresholds + 1));
       }
       check_scale_indexes(in, 0);
       check_dequantize_group(random, in.mean);
@@ -212,8 +224,10 @@ void check_quantize_tiles(Random& random, const TileSet& set, int channels, int 
     if (positions[static_cast<size_t>(i / channels)] >= 0)
       y[place(i)] = in.y[static_cast<size_t>(i)];
   }
+  const std::vector<float> dead_zone = random_dead_zone(10);
   entropy::quantize_group({in.y.data(), in.mean.data(), in.raw_scale.data(), in.thresholds.data(),
-                           symbols.data(), indexes.data(), y_hat.data(), count, 9, skip_below});
+                           dead_zone.data(), symbols.data(), indexes.data(), y_hat.data(), count, 9,
+                           skip_below});
   for (int i = 0; i < count; ++i) {
     if (positions[static_cast<size_t>(i / channels)] >= 0) continue;
     symbols[static_cast<size_t>(i)] = 0;
@@ -227,7 +241,7 @@ void check_quantize_tiles(Random& random, const TileSet& set, int channels, int 
     failures[static_cast<size_t>(spoiled)] = kFailure;
   }
 
-  const Device<float> device_y(y), mean(in.mean), device_y_hat(y_hat.size());
+  const Device<float> device_y(y), mean(in.mean), zone(dead_zone), device_y_hat(y_hat.size());
   const Device<int32_t> position(positions);
   const Device<uint8_t> device_indexes(indexes);
   const Device<int16_t> device_symbols(symbols.size());
@@ -235,7 +249,7 @@ void check_quantize_tiles(Random& random, const TileSet& set, int channels, int 
       std::vector<uint32_t>(static_cast<size_t>(set.count), groupedmixer::kNoTileFailure));
   entropy::launch_quantize_tiles(
       {device_y.data(), latent_width, latent_channels, row_phase, column_phase, slice, set,
-       position.data(), mean.data(), device_indexes.data(), channels, skip_below,
+       position.data(), mean.data(), device_indexes.data(), zone.data(), channels, skip_below,
        device_symbols.data(), device_y_hat.data(), device_failures.data(), kFailure},
       nullptr);
   CHECK(device_failures == failures);

@@ -77,7 +77,7 @@ def coding_form(
         with torch.no_grad():
             _, _, decoded = codec._quantise_stepwise(groups, psi, quality)
         likelihoods, y_hat = codec._straight_through(groups, decoded, psi, quality)
-        y_hat = grouping.merge(y_hat) * _gains(codec.inverse_gain, quality)
+        y_hat = grouping.merge(y_hat) * codec._inverse_gain(quality)[:, :, None, None]
     return {
         "x_hat": model.g_s(y_hat)[..., : x.shape[-2], : x.shape[-1]],
         "likelihoods": {"y": grouping.merge(likelihoods), "z": z_likelihoods},
