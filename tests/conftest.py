@@ -3,12 +3,18 @@
 
 from __future__ import annotations
 
+import signal
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import groupedmixer
+
+# A shell starts background jobs with Ctrl-C ignored, which programs under test would inherit.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def random_model(config: groupedmixer.Config, seed: int = 0) -> groupedmixer.GroupedMixer:

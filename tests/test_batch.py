@@ -13,6 +13,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -719,26 +720,28 @@ def stop_is_asked(stop: Stop) -> bool:
 # Disks
 
 
-@pytest.fixture
+@contextmanager
 def small_files() -> Iterator[None]:
-    """No file of more than 4096 bytes can be written."""
+    """No file of more than 4096 bytes can be written: for as short as can be, since pytest's own
+    output may be a longer one."""
     resource = pytest.importorskip("resource", reason="limits of POSIX")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_write_that_fails_half_way(
-    request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_write_that_fails_half_way(capsys: pytest.CaptureFixture[str]) -> None:
     picture("in/0.png")
     noise("in/1.png", 60)
     picture("in/2.png")
     Path("out").mkdir()
     Path("out/1.gmx").write_bytes(b"earlier")
-    request.getfixturevalue("small_files")
-    assert run("compress", "-r", "in", "-o", "out", "--force") == 1
+    with small_files():
+        code = run("compress", "-r", "in", "-o", "out", "--force")
+    assert code == 1
     assert capsys.readouterr().err == "groupedmixer: in/1.png: File too large\n"
     assert sorted(os.listdir("out")) == ["0.gmx", "1.gmx", "2.gmx"]
     assert Path("out/1.gmx").read_bytes() == b"earlier"

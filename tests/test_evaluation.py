@@ -564,11 +564,9 @@ def test_targets_on_the_command_line_are_checked(options: list[str]) -> None:
 def test_bytes_and_psnr_rise_with_the_quality(rt: groupedmixer.Codec, name: str) -> None:
     original = load_picture(Path(str(KODAK)) / f"{name}.png")
     found = []
-    for quality in np.arange(0, 7.01, 0.5):
+    for quality in np.arange(0, 7.01, 0.25):
         data = rt.compress(original, float(quality))
         found.append((len(data), psnr(original.rgb, np.asarray(rt.decompress(data)))))
     sizes, qualities = zip(*found, strict=True)
     assert all(np.diff(sizes) > 0), sizes
-    assert all(np.diff(qualities[::2]) > 0), qualities
-    # rt-dev is better between its levels than at them: kodim23 falls by 0.08 dB from 6.5 to 7
-    assert all(np.diff(qualities) > -0.1), qualities
+    assert all(np.diff(qualities) > 0), qualities
