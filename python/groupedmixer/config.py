@@ -17,7 +17,7 @@ from .tiles import MAX_PATCH
 __all__ = ["CONFIGS", "LAMBDAS", "NUM_LEVELS", "Config", "get_config"]
 
 # Level k of the quality scale means this Lagrange multiplier on the MSE over 0..255 (compressai's
-# convention): a factor of 2.4 from level to level, 0.0008 .. 0.37, a decade more than compressai's
+# convention): a factor of 2.4 from level to level, 0.0008 .. 0.37, 4.6 times what compressai's
 # eight qualities span. Streams store the quality, so from format version 1 on the meaning of a
 # level never changes.
 NUM_LEVELS = 8

@@ -36,10 +36,10 @@ def scale_thresholds() -> Tensor:  # [63] float32, ascending
     return torch.tensor(logs, dtype=torch.float32)
 
 
-# What a bit is worth against squared error in the latent, in units of its step squared, when a
-# symbol of 1 may become 0. At high rate, where D = step^2 / 12 and dD/dR = -2 ln 2 D, it would be
-# 6 / ln 2 = 8.7; more, that is less zeroing, does as well and costs less quality at equal level.
-_ERROR_PER_BIT = 14.0
+# What squared error in the latent, in units of its step squared, is worth in bits when a symbol of 1
+# may become 0. At high rate, where D = step^2 / 12 and dD/dR = -2 ln 2 D, it would be 6 / ln 2 = 8.7;
+# more, that is less zeroing, does as well and costs less quality at equal level.
+_BITS_PER_ERROR = 14.0
 
 # No symbol is zeroed whose residual is as near to the next level.
 _WIDEST_DEAD_ZONE = 0.99
@@ -60,7 +60,7 @@ def dead_zone() -> Tensor:  # [64] float32, 0.5..0.99
             math.erfc(0.5 / sigma * math.sqrt(0.5)) - math.erfc(1.5 / sigma * math.sqrt(0.5))
         )
         bits = math.log2(p0 / p1)
-        limits.append(min(0.5 + bits / (2 * _ERROR_PER_BIT), _WIDEST_DEAD_ZONE))
+        limits.append(min(0.5 + bits / (2 * _BITS_PER_ERROR), _WIDEST_DEAD_ZONE))
     return torch.tensor(limits, dtype=torch.float32)
 
 
