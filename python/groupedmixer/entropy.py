@@ -36,9 +36,9 @@ def scale_thresholds() -> Tensor:  # [63] float32, ascending
     return torch.tensor(logs, dtype=torch.float32)
 
 
-# What squared error in the latent, in units of its step squared, is worth in bits when a symbol of 1
-# may become 0. At high rate, where D = step^2 / 12 and dD/dR = -2 ln 2 D, it would be 6 / ln 2 = 8.7;
-# more, that is less zeroing, does as well and costs less quality at equal level.
+# What squared error in the latent, in units of its step squared, is worth in bits when a symbol of
+# 1 may become 0. At high rate, where D = step^2 / 12 and dD/dR = -2 ln 2 D, it would be
+# 6 / ln 2 = 8.7; more, that is less zeroing, does as well and costs less quality at equal level.
 _BITS_PER_ERROR = 14.0
 
 # No symbol is zeroed whose residual is as near to the next level.
