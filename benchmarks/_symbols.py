@@ -23,13 +23,13 @@ from torch import Tensor
 
 from groupedmixer import GroupedMixer
 from groupedmixer.coding import TILE
-from groupedmixer.entropy import SCALE_MAX, SCALE_MIN
+from groupedmixer.entropy import SCALE_MAX, SCALE_MIN, SHAPE
 from groupedmixer.images import Picture
 from groupedmixer.mixer import Prediction, run_groups
 
-__all__ = ["LatentSymbols", "add_kodak_option", "gaussian_bits", "latent_symbols"]
+__all__ = ["LatentSymbols", "add_kodak_option", "gaussian_bits", "latent_symbols", "model_bits"]
 
-# GaussianLikelihood's: what training takes for the cost of a symbol that should not happen.
+# ScaleMixtureLikelihood's: what training takes for the cost of a symbol that should not happen.
 _MIN_LIKELIHOOD = 1e-9
 
 
@@ -76,15 +76,30 @@ def gaussian_bits(
     symbols: NDArray[np.int16],  # [...]
     sigmas: NDArray[np.float64],  # [...]
 ) -> NDArray[np.float64]:  # [...]
-    """Bits of each symbol by the Gaussian's mass over its unit interval, as the likelihoods of
-    training but in float64."""
+    """Bits of each symbol by a Gaussian's mass over its unit interval."""
+    return _mixture_bits(symbols, sigmas, ((1.0, 1.0),))
+
+
+def model_bits(
+    symbols: NDArray[np.int16],  # [...]
+    sigmas: NDArray[np.float64],  # [...]
+) -> NDArray[np.float64]:  # [...]
+    """Bits of each symbol by the entropy model, as the likelihoods of training but in float64."""
+    return _mixture_bits(symbols, sigmas, SHAPE)
+
+
+def _mixture_bits(
+    symbols: NDArray[np.int16],  # [...]
+    sigmas: NDArray[np.float64],  # [...]
+    shape: tuple[tuple[float, float], ...],  # weights and relative standard deviations
+) -> NDArray[np.float64]:  # [...]
     distance = torch.from_numpy(np.abs(symbols.astype(np.float64)))
     inverse = torch.from_numpy(math.sqrt(0.5) / sigmas)
     # Both tails on the side where erfc does not cancel.
-    mass = 0.5 * (
-        torch.special.erfc((distance - 0.5) * inverse)
-        - torch.special.erfc((distance + 0.5) * inverse)
-    )
+    mass = torch.zeros_like(distance)
+    for weight, width in shape:
+        near = torch.special.erfc((distance - 0.5) * inverse / width)
+        mass += 0.5 * weight * (near - torch.special.erfc((distance + 0.5) * inverse / width))
     bits: NDArray[np.float64] = -mass.clamp(min=_MIN_LIKELIHOOD).log2().numpy()
     return bits
 

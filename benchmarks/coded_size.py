@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _symbols import LatentSymbols, add_kodak_option, gaussian_bits, latent_symbols
+from _symbols import LatentSymbols, add_kodak_option, latent_symbols, model_bits
 from _timing import environment
 from numpy.typing import NDArray
 
@@ -138,8 +138,8 @@ class ExpectedLoss:
 
 
 def _expected_loss(sigma: float, tables: rans.Tables) -> float:
-    values = np.arange(-math.ceil(8 * sigma), math.ceil(8 * sigma) + 1).astype(np.int16)
-    bits = gaussian_bits(values, np.full(values.shape, sigma))
+    values = np.arange(-math.ceil(16 * sigma), math.ceil(16 * sigma) + 1).astype(np.int16)
+    bits = model_bits(values, np.full(values.shape, sigma))
     index = np.abs(np.log(np.array(SCALES) / sigma)).argmin()
     count_bits, escaped = _count_bits(values, np.full(values.shape, index), tables)
     return float((np.exp2(-bits) * (count_bits + 8 * escaped - bits)).sum())
@@ -148,10 +148,10 @@ def _expected_loss(sigma: float, tables: rans.Tables) -> float:
 def measure(found: LatentSymbols, tables: rans.Tables, expected: ExpectedLoss) -> dict[str, Any]:
     """Bytes of the stream and bits of its parts."""
     coded = found.indexes >= SKIP_BELOW
-    float_bits = gaussian_bits(found.symbols, found.sigmas)
+    float_bits = model_bits(found.symbols, found.sigmas)
     symbols, indexes = found.symbols[coded], found.indexes[coded]
     table_sigmas = np.array(SCALES)[indexes]
-    scaled_bits = gaussian_bits(symbols, table_sigmas)
+    scaled_bits = model_bits(symbols, table_sigmas)
     count_bits, escaped = _count_bits(symbols, indexes, tables)
 
     encoder = _push(found, tables, rans.Encoder())

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import groupedmixer
 from groupedmixer import container
 from groupedmixer.coding import ARITHMETIC_ID, LatentCoder
-from groupedmixer.entropy import gaussian_tables
+from groupedmixer.entropy import symbol_tables
 from groupedmixer.export import Weights, load_weights
 from groupedmixer_ext import ops, rans
 
@@ -150,7 +150,7 @@ def make_weights() -> groupedmixer.GroupedMixer:
     """The model whose exported weights are stored."""
     model = groupedmixer.GroupedMixer(groupedmixer.get_config("tiny"))
     fill(model, 100)
-    set_tables(model.latent_codec, gaussian_tables())
+    set_tables(model.latent_codec, symbol_tables())
     return model
 
 

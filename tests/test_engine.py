@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 import groupedmixer
 from groupedmixer.coding import SKIP_BELOW, LatentCoder
-from groupedmixer.entropy import gaussian_tables
+from groupedmixer.entropy import symbol_tables
 from groupedmixer.errors import ArithmeticMismatchError
 from groupedmixer.grouping import Grouping
 from groupedmixer.mixer import Prediction, interpolate_levels, run_groups
@@ -62,7 +62,7 @@ MIDDLE = Settings(4 * 256, SKIP_BELOW, 64)
 def make_codec(config: groupedmixer.Config) -> groupedmixer.GroupedMixerLatentCodec:
     codec = groupedmixer.GroupedMixerLatentCodec(config).eval()
     golden_cases.fill(codec, 1)
-    golden_cases.set_tables(codec, gaussian_tables())
+    golden_cases.set_tables(codec, symbol_tables())
     return codec
 
 

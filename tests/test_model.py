@@ -8,6 +8,7 @@ import dataclasses
 import math
 
 import compressai
+import numpy as np
 import pytest
 import torch
 from compressai.models import SimpleVAECompressionModel
@@ -25,7 +26,13 @@ from groupedmixer import (
 )
 from groupedmixer.blocks import InnerGroupMixer, _cells
 from groupedmixer.config import CONFIGS
-from groupedmixer.entropy import SCALES, GaussianLikelihood, scale_thresholds
+from groupedmixer.entropy import (
+    SCALES,
+    SHAPE,
+    ScaleMixtureLikelihood,
+    scale_thresholds,
+    symbol_tables,
+)
 from groupedmixer.errors import ArithmeticMismatchError
 from groupedmixer.mixer import Prediction, run_groups
 
@@ -139,17 +146,35 @@ def test_thresholds_choose_the_nearest_scale() -> None:
         assert index == int((logs - raw).abs().argmin())
 
 
-def test_likelihoods_of_a_gaussian_sum_to_one_and_are_exact() -> None:
-    likelihood = GaussianLikelihood()
-    k = torch.arange(-600, 601).float()
+def test_likelihoods_of_symbols_sum_to_one_and_are_exact() -> None:
+    likelihood = ScaleMixtureLikelihood()
+    assert sum(weight for weight, _ in SHAPE) == 1
+
+    def of_zero(sigma: float) -> float:
+        return sum(w * math.erf(0.5 / (sigma * width) / math.sqrt(2)) for w, width in SHAPE)
+
+    k = torch.arange(-1500, 1501).float()
     for sigma in (0.11, 0.5, 3.0, 64.0):
         p = likelihood(k, torch.full_like(k, math.log(sigma))).double()
         assert abs(float(p[p > 2e-9].sum()) - 1) < 1e-5
-        middle = math.erf(0.5 / sigma / math.sqrt(2))
-        assert abs(float(p[600]) - middle) < 1e-6
+        assert abs(float(p[1500]) - of_zero(sigma)) < 1e-6
     outside = likelihood(torch.zeros(2), torch.tensor([-9.0, 9.0])).double()
-    ends = [math.erf(0.5 / s / math.sqrt(2)) for s in (SCALES[0], SCALES[-1])]
+    ends = [of_zero(SCALES[0]), of_zero(SCALES[-1])]
     assert torch.allclose(outside, torch.tensor(ends, dtype=torch.float64), atol=1e-6)
+
+
+@pytest.mark.parametrize("index", [0, 9, 30, 63])
+def test_tables_hold_the_likelihoods(index: int) -> None:
+    built = symbol_tables()
+    ends = built.sizes.cumsum()
+    counts = built.counts[ends[index] - built.sizes[index] : ends[index]].astype(np.float64)
+    symbols = torch.arange(len(counts) - 1) + int(built.offsets[index])
+    raw_scale = torch.full_like(symbols.float(), math.log(SCALES[index]))
+    likelihoods = ScaleMixtureLikelihood()(symbols.float(), raw_scale).double().numpy()
+    escape = 1 - likelihoods.sum()
+    # In bits per symbol, what 12-bit counts cost beside the likelihoods.
+    loss = (likelihoods * np.log2(likelihoods / counts[:-1] * 4096)).sum()
+    assert -escape < loss < 0.02
 
 
 def test_forward_gives_gradients_to_every_parameter() -> None:

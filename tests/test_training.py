@@ -27,13 +27,19 @@ from pytorch_msssim import ms_ssim
 import groupedmixer
 from groupedmixer import cli
 from groupedmixer.config import LAMBDAS
+from groupedmixer.entropy import ScaleMixtureLikelihood, dead_zone
+from groupedmixer.mixer import interpolate_levels
 from groupedmixer.training import loop
 from groupedmixer.training.checkpoint import Position, load_checkpoint, save_checkpoint
 from groupedmixer.training.command import add_train_options, settings_of
 from groupedmixer.training.data import CropSequence, crop_loader, find_pictures
 from groupedmixer.training.loop import train
 from groupedmixer.training.loss import rate_distortion_loss
-from groupedmixer.training.optimization import make_average, make_optimizer
+from groupedmixer.training.optimization import (
+    initialise_entropy_model,
+    make_average,
+    make_optimizer,
+)
 from groupedmixer.training.schedule import done_fraction, learning_rate_scale
 from groupedmixer.training.settings import Settings
 from groupedmixer.training.trained_model import TrainedModel, coding_form, refresh_medians
@@ -264,6 +270,31 @@ def test_linear_transforms_learn_in_proportion_to_their_weights() -> None:
     assert rates[id(model.latent_codec.gain)] == 1e-3
 
 
+def test_a_new_entropy_model_starts_at_the_spectrum_of_every_quality() -> None:
+    torch.manual_seed(0)
+    model = groupedmixer.GroupedMixer(groupedmixer.get_config("rt"))
+    codec = model.latent_codec
+    x = pixels(128, 128, *range(8)).float() / 255
+    initialise_entropy_model(model, x)
+    for level in (0.0, 3.5, 7.0):
+        quality = torch.full((8,), level)
+        with torch.no_grad():
+            y = model.g_a(x) * interpolate_levels(codec.gain, quality)[:, :, None, None]
+            mean, sigma = y.mean((0, 2, 3)), y.std((0, 2, 3))
+            raw_scale = sigma.log()[:, None, None].expand_as(y)
+            best = ScaleMixtureLikelihood()(torch.round(y - mean[:, None, None]), raw_scale)
+            found = model.train()(x, quality)["likelihoods"]["y"]
+        assert float(found.log2().mean() / best.log2().mean()) < 1.2, level
+
+
+def test_a_new_entropy_model_bears_grey_pictures() -> None:
+    model = groupedmixer.GroupedMixer(groupedmixer.get_config("tiny"))
+    x = torch.full((4, 3, 64, 64), 0.5)
+    initialise_entropy_model(model, x)
+    loss = rate_distortion_loss(x, model.train()(x, torch.ones(4)), torch.ones(4)).loss
+    assert loss.isfinite()
+
+
 # ---- the form at the end --------------------------------------------------------------------
 
 
@@ -467,6 +498,7 @@ def test_a_warm_start_from_released_weights(
     start = released.get_parameter(name).half()
     assert torch.allclose(weights.state[name].float(), start.float(), atol=1e-3)
     assert weights.fingerprint != groupedmixer.load("rt").fingerprint
+    assert torch.equal(weights.state["latent_codec.dead_zone"], dead_zone())
     with pytest.raises(ValueError, match="weights of the configuration tiny, got rt of rt"):
         loop._model(dataclasses.replace(settings, config="tiny"))
 

@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Scales, likelihoods and integer tables: where the float model meets the entropy coder."""
+"""Scales, likelihoods and integer tables: where the float model meets the entropy coder.
+
+Symbols are residuals rounded around a predicted mean. Their distribution has one shape and 64
+widths: a mixture of three Gaussians whose widths stand in fixed proportion, so that one number,
+sigma, says all. A single Gaussian costs more: residuals are more peaked and stray farther.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +19,28 @@ from torch import Tensor, nn
 
 from groupedmixer_ext import rans, tables
 
-__all__ = ["CodingTables", "GaussianLikelihood", "SCALES", "bottleneck_tables", "scale_thresholds"]
+__all__ = [
+    "SCALES",
+    "SHAPE",
+    "CodingTables",
+    "ScaleMixtureLikelihood",
+    "bottleneck_tables",
+    "dead_zone",
+    "scale_thresholds",
+    "symbol_tables",
+]
+
+# (weight, standard deviation in units of sigma). Fitted to the symbols of a model, trained first
+# with single Gaussians, then with such a mixture, over all tables and qualities at once.
+SHAPE = ((0.42, 0.6), (0.56, 1.14), (0.02, 2.9))
 
 # sigma of each of the 64 tables: log-spaced 0.11..64
 SCALE_MIN, SCALE_MAX, NUM_SCALES = 0.11, 64.0, 64
 _LOG_STEP = math.log(SCALE_MAX / SCALE_MIN) / (NUM_SCALES - 1)
 SCALES = tuple(SCALE_MIN * math.exp(_LOG_STEP * i) for i in range(NUM_SCALES))
+
+# In units of sigma: where the widest component's tail is far below what tables can hold.
+_SYMBOL_REACH = 16
 
 # Hyper latents farther than this from their channel's median are escaped in any case.
 _REACH = 1024
@@ -45,6 +66,13 @@ _BITS_PER_ERROR = 14.0
 _WIDEST_DEAD_ZONE = 0.99
 
 
+def _upper_tail(x: float, sigma: float) -> float:
+    """Probability of a residual above x."""
+    return sum(
+        0.5 * weight * math.erfc(x / (sigma * width) * math.sqrt(0.5)) for weight, width in SHAPE
+    )
+
+
 def dead_zone() -> Tensor:  # [64] float32, 0.5..0.99
     """Residuals up to which a symbol of magnitude 1 is coded as 0, for each table of `SCALES`.
 
@@ -55,20 +83,18 @@ def dead_zone() -> Tensor:  # [64] float32, 0.5..0.99
     """
     limits = []
     for sigma in SCALES:
-        p0 = math.erf(0.5 / sigma * math.sqrt(0.5))
-        p1 = 0.5 * (
-            math.erfc(0.5 / sigma * math.sqrt(0.5)) - math.erfc(1.5 / sigma * math.sqrt(0.5))
-        )
+        p0 = 1 - 2 * _upper_tail(0.5, sigma)
+        p1 = _upper_tail(0.5, sigma) - _upper_tail(1.5, sigma)
         bits = math.log2(p0 / p1)
         limits.append(min(0.5 + bits / (2 * _BITS_PER_ERROR), _WIDEST_DEAD_ZONE))
     return torch.tensor(limits, dtype=torch.float32)
 
 
-class GaussianLikelihood(nn.Module):
-    """P(symbol) of a unit bin under a Gaussian, for training and rate estimates.
+class ScaleMixtureLikelihood(nn.Module):
+    """P(symbol): the mass of `SHAPE` on a unit interval, for training and rate estimates.
 
-    The mean-scale Gaussian conditional of arXiv 1809.02736; differs from compressai's in taking
-    log sigma and in its upper bound on sigma, the largest table's.
+    Between the mean-scale Gaussian conditional of arXiv 1809.02736 and the mixtures with parameters
+    of their own of arXiv 2001.01568: a model predicts mean and sigma, and coding needs one index.
     """
 
     def __init__(self) -> None:
@@ -87,9 +113,12 @@ class GaussianLikelihood(nn.Module):
         inverse = torch.exp(-log_sigma) * math.sqrt(0.5)
         # Both tails are taken on the side where erfc does not cancel.
         distance = residual.float().abs()
-        upper = torch.erfc((distance - 0.5) * inverse)
-        lower = torch.erfc((distance + 0.5) * inverse)
-        likelihood: Tensor = self.likelihood_bound(0.5 * (upper - lower))
+        near, far = (distance - 0.5) * inverse, (distance + 0.5) * inverse
+        mass = sum(
+            (0.5 * weight) * (torch.erfc(near / width) - torch.erfc(far / width))
+            for weight, width in SHAPE
+        )
+        likelihood: Tensor = self.likelihood_bound(mass)
         return likelihood
 
 
@@ -141,9 +170,16 @@ class CodingTables(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def gaussian_tables() -> rans.Tables:
-    """The 64 tables of `SCALES`."""
-    return tables.gaussian_tables(np.array(SCALES))
+def symbol_tables() -> rans.Tables:
+    """The 64 tables of `SCALES`, each of `SHAPE`."""
+    pmfs, offsets = [], []
+    for sigma in SCALES:
+        reach = math.ceil(_SYMBOL_REACH * sigma) + 1
+        tails = [_upper_tail(k - 0.5, sigma) for k in range(reach + 2)]  # of k and all above
+        half = [tails[k] - tails[k + 1] for k in range(1, reach + 1)]
+        pmfs.append([*half[::-1], 1 - 2 * tails[1], *half, 2 * tails[reach + 1]])
+        offsets.append(-reach)
+    return tables.tables_from_pmfs(pmfs, offsets)
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ..config import LAMBDAS, get_config
 from ..container import QUALITY_STEPS
+from ..entropy import dead_zone
 from ..export import Weights, export_weights, save_weights
 from ..model import GroupedMixer
 from ..output_files import check_target
@@ -47,6 +48,9 @@ __all__ = ["train"]
 
 # Steps before the running mean of the gradient norm says enough to clip by it.
 _UNCLIPPED = 20
+
+# A new entropy model starts at the spectrum that these have. Two or four are often unlike the rest.
+_CROPS_TO_START = 16
 
 # Gradients in a row that are not finite, after which a run is lost.
 _PATIENCE = 100
@@ -172,6 +176,8 @@ def _model(settings: Settings) -> GroupedMixer:
         # step, when the moving average has buffers of their shape already.
         model.latent_codec.y_tables.clear()
         model.latent_codec.z_tables.clear()
+        # Belongs to the tables that will be built.
+        model.latent_codec.dead_zone.copy_(dead_zone())
     model.train().requires_grad_(True)
     # Set by bisection when tables are built; no gradient reaches them.
     model.latent_codec.entropy_bottleneck.quantiles.requires_grad_(False)
@@ -225,7 +231,7 @@ class _Run:
         path = settings.checkpoint_path if settings.resume == "auto" else settings.resume
         resumed = path is not None and Path(path).exists()
         if not resumed and settings.warm_start is None:
-            first = torch.stack([crops[number] for number in range(settings.batch)])
+            first = torch.stack([crops[number] for number in range(_CROPS_TO_START)])
             initialise_entropy_model(model, first.float() / 255)
         model.to(fabric.device)
         self.average = make_average(model, settings.ema)

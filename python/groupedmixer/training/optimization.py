@@ -6,13 +6,20 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from ..config import NUM_LEVELS
+from ..mixer import interpolate_levels
 from ..model import GroupedMixer
 from .settings import Settings
 
 __all__ = ["initialise_entropy_model", "make_average", "make_optimizer"]
+
+
+# Of a latent before gains. Below the narrowest table at any quality; grey pictures have no colour.
+_LEAST_DEVIATION = 0.02
 
 
 @torch.no_grad()
@@ -20,17 +27,40 @@ def initialise_entropy_model(
     model: GroupedMixer,
     x: Tensor,  # [B, 3, H, W] in 0..1, a few pictures
 ) -> None:
-    """Starts the head at the mean and log deviation that each channel of the latent has.
+    """Starts the head at the mean and log deviation of each channel, moving with the quality.
 
     A head that starts at one scale for all needs hundreds of steps to find the spectrum of a
-    block transform, which spans three orders of magnitude.
+    block transform, which spans three orders of magnitude, and hundreds more to learn at every
+    quality what the gains do to it. Only the direction in which the embeddings of the levels differ
+    is read at first: a fit to all features breaks when the layers below move.
     """
-    context = model.latent_codec.context
-    y = model.g_a(model.pad(x)) * model.latent_codec.gain.mean(0)[:, None, None]
-    channels = y.transpose(0, 1).flatten(1)  # [M, positions]
-    mean = channels.mean(1).reshape(context.config.slices, -1)
-    log_sigma = channels.std(1).clamp(min=0.15).log().reshape(context.config.slices, -1)
+    codec, context = model.latent_codec, model.latent_codec.context
+    slices = context.config.slices
+    channels = model.g_a(model.pad(x)).transpose(0, 1).flatten(1)  # [M, positions], gains 1
+    mean = channels.mean(1).reshape(slices, -1)
+    log_sigma = channels.std(1).clamp(min=_LEAST_DEVIATION).log().reshape(slices, -1)
+
+    # features . direction -> log of the gain, a line through one point for every picture
+    quality = torch.linspace(0, NUM_LEVELS - 1, len(x))
+    log_gain = interpolate_levels(codec.gain, quality).log().mean(1)
+    direction = F.normalize(context.embed_level[-1] - context.embed_level[0], dim=0)
+    read = _features(model, x, quality).flatten(1, -2).mean(1) @ direction
+    slope = torch.cov(torch.stack([read, log_gain]))[0, 1] / read.var()
+    context.head[:, mean.shape[1] :] = slope * direction
+    log_sigma += log_gain.mean() - slope * read.mean()
     context.head_bias.copy_(torch.cat([mean, log_sigma], dim=1))
+
+
+def _features(
+    model: GroupedMixer,
+    x: Tensor,  # [B, 3, H, W] in 0..1
+    quality: Tensor,  # [B]
+) -> Tensor:  # [B, G, h, w, d]
+    """What the head of an untrained entropy model sees."""
+    codec, grouping = model.latent_codec, model.latent_codec.context.grouping
+    y = model.g_a(model.pad(x)) * interpolate_levels(codec.gain, quality)[:, :, None, None]
+    psi = grouping.at_groups(codec.h_s(codec.h_a(y), (y.shape[-2], y.shape[-1])))
+    return codec.context(torch.round(grouping.split(y)), psi, quality).features
 
 
 def make_optimizer(model: GroupedMixer, settings: Settings) -> torch.optim.AdamW:
