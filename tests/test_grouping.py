@@ -6,7 +6,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from groupedmixer.grouping import Grouping, default_order
+from groupedmixer.group_order import phases_outer, slices_outer
+from groupedmixer.grouping import Grouping
 
 
 @pytest.mark.parametrize(
@@ -21,12 +22,20 @@ def test_merge_undoes_split(sizes: tuple[int, int, int]) -> None:
     assert torch.equal(grouping.merge(groups), y)
 
 
-def test_default_order_is_slices_outer_diagonal_first() -> None:
-    assert default_order(2, 2, 2) == (
+def test_orders_begin_with_the_diagonal() -> None:
+    assert slices_outer(2, 2, 2) == (
         *((0, 0, 0), (0, 1, 1), (0, 0, 1), (0, 1, 0)),
         *((1, 0, 0), (1, 1, 1), (1, 0, 1), (1, 1, 0)),
     )
-    assert default_order(1, 1, 2) == ((0, 0, 0), (0, 0, 1))
+    assert phases_outer(2, 2, 2) == (
+        *((0, 0, 0), (1, 0, 0), (0, 1, 1), (1, 1, 1)),
+        *((0, 0, 1), (1, 0, 1), (0, 1, 0), (1, 1, 0)),
+    )
+    assert slices_outer(1, 1, 2) == phases_outer(1, 1, 2) == ((0, 0, 0), (0, 0, 1))
+
+
+def test_a_configuration_without_an_order_codes_slice_after_slice() -> None:
+    assert Grouping(3, 2, 2).order == slices_outer(3, 2, 2)
 
 
 def test_a_group_is_a_slice_at_a_phase() -> None:

@@ -6,21 +6,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["Grouping", "default_order"]
+from .group_order import Order, slices_outer
 
-
-def default_order(slices: int, k_h: int, k_w: int) -> tuple[tuple[int, int, int], ...]:
-    """(slice, row phase, column phase) triples: slices outer, phases inner, diagonal first.
-
-    >>> default_order(1, 2, 2)
-    ((0, 0, 0), (0, 1, 1), (0, 0, 1), (0, 1, 0))
-    """
-    diagonals = max(k_h, k_w)
-    phases = sorted(
-        ((i, j) for i in range(k_h) for j in range(k_w)),
-        key=lambda phase: ((phase[1] - phase[0]) % diagonals, phase),
-    )
-    return tuple((c, i, j) for c in range(slices) for i, j in phases)
+__all__ = ["Grouping"]
 
 
 class Grouping:
@@ -39,7 +27,7 @@ class Grouping:
         Number of channel slices and of row and column phases.
     order
         A permutation of all (slice, row phase, column phase) triples, or None for
-        `default_order`.
+        `slices_outer`.
 
     Raises
     ------
@@ -52,10 +40,10 @@ class Grouping:
         slices: int,
         k_h: int,
         k_w: int,
-        order: tuple[tuple[int, int, int], ...] | None = None,
+        order: Order | None = None,
     ) -> None:
         natural = [(c, i, j) for c in range(slices) for i in range(k_h) for j in range(k_w)]
-        order = default_order(slices, k_h, k_w) if order is None else order
+        order = slices_outer(slices, k_h, k_w) if order is None else order
         if sorted(order) != natural:
             raise ValueError(
                 f"order must be a permutation of the {len(natural)} (slice, row phase, column "
