@@ -4,7 +4,7 @@
     python benchmarks/coded_size.py --kodak pictures/kodak
     python benchmarks/coded_size.py --kodak pictures/kodak --qualities 1 4 7 --json out.json
 
-The *float model* is what training minimises: Gaussians of the predicted means and scales,
+The *float model* is what training minimises: the mixture `SHAPE` at the predicted means and scales,
 integrated over the unit interval of every symbol. A stream of the same symbols is longer by
 
     scales   64 scales instead of a float each
@@ -13,8 +13,8 @@ integrated over the unit interval of every symbol. A stream of the same symbols 
     flush    the lanes' states, the stream's header, and the rest of each lane's last word
 
 The first three are the *table loss*. All are relative to the float model's bits of the coded
-symbols. They may be negative: real symbols stray farther than Gaussians let them, and a table's
-least count and the escape are cheaper then than what the float model says. *expected* is the table
+symbols. They may be negative: where real symbols stray farther than the model lets them, a table's
+least count and the escape are cheaper than what the float model says. *expected* is the table
 loss for symbols that are distributed as the model says, the part that better tables could gain.
 
 Symbols whose index is below `SKIP_BELOW` are not in the stream; what the float model would
@@ -120,7 +120,7 @@ def _arguments() -> argparse.Namespace:
 
 
 class ExpectedLoss:
-    """Bits a symbol that tables cost beyond the entropy of the Gaussians that they stand for."""
+    """Bits a symbol that tables cost beyond the entropy of what they stand for."""
 
     def __init__(self, tables: rans.Tables) -> None:
         step = math.log(SCALE_MAX / SCALE_MIN) / (NUM_SCALES - 1)

@@ -49,7 +49,7 @@ _REACH = 1024
 def scale_thresholds() -> Tensor:  # [63] float32, ascending
     """Raw scales (log sigma) half way between neighbouring tables, in the logarithm.
 
-    The scale index is the number of thresholds below the raw scale, so that each Gaussian is
+    The scale index is the number of thresholds below the raw scale, so that each symbol is
     coded with the table nearest in log sigma. Computed once, when a model is made; stored with the
     weights from then on.
     """
