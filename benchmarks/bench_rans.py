@@ -15,7 +15,7 @@ kodak       y of the first Kodak picture (kodim01), coded with the bundled weigh
 
 _rans_peers.py says how each coder is called. The times of all are for symbols in memory to bytes
 and back. Every coder decodes its own bytes before anything is timed; calls are taken in turns.
-*ideal* is the cross-entropy of the symbols under the coder's own float model: the Gaussians of the
+*ideal* is the cross-entropy of the symbols under these tables' float model: the Gaussians of the
 tables, or of each symbol's sigma where the coder takes that. The first line of an input has the
 cross-entropy under each symbol's own Gaussian. Ratios are to `compressai` of the same process,
 whose lists are prepared beforehand: medians to medians, bests to bests. On a busy machine medians

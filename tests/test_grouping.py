@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from groupedmixer.config import get_config
 from groupedmixer.group_order import phases_outer, slices_outer
 from groupedmixer.grouping import Grouping
 
@@ -32,6 +33,10 @@ def test_orders_begin_with_the_diagonal() -> None:
         *((0, 0, 1), (1, 0, 1), (0, 1, 0), (1, 1, 0)),
     )
     assert slices_outer(1, 1, 2) == phases_outer(1, 1, 2) == ((0, 0, 0), (0, 0, 1))
+
+
+def test_rt_codes_phase_after_phase() -> None:
+    assert get_config("rt").order == phases_outer(4, 2, 2)
 
 
 def test_a_configuration_without_an_order_codes_slice_after_slice() -> None:

@@ -245,7 +245,7 @@ def test_training_sees_rate_and_distortion_of_files(quality: float) -> None:
     x = pixels(256, 256, 3).float() / 255
     with torch.no_grad():
         coded, trained = model(x, quality), model.train()(x, quality)
-    # A skipped symbol is free in a file; in training it costs what its Gaussian says.
+    # A skipped symbol is free in a file; in training it costs what its distribution says.
     skipped = coded["likelihoods"]["y"] == 1
     trained["likelihoods"]["y"].masked_fill_(skipped, 1)
     level = torch.tensor([quality])
@@ -291,8 +291,23 @@ def test_a_new_entropy_model_bears_grey_pictures() -> None:
     model = groupedmixer.GroupedMixer(groupedmixer.get_config("tiny"))
     x = torch.full((4, 3, 64, 64), 0.5)
     initialise_entropy_model(model, x)
-    loss = rate_distortion_loss(x, model.train()(x, torch.ones(4)), torch.ones(4)).loss
-    assert loss.isfinite()
+    context = model.latent_codec.context
+    assert context.head.isfinite().all()
+    assert context.head_bias.isfinite().all()
+
+
+def test_a_new_network_learns_from_the_distortion() -> None:
+    """Symbols that are skipped would give g_a no gradient."""
+    torch.manual_seed(0)
+    model = groupedmixer.GroupedMixer(groupedmixer.get_config("fast"))
+    x = pixels(64, 64, 0, 1).float() / 255
+    initialise_entropy_model(model, x)
+    for level in (0.0, 3.5):
+        model.zero_grad()
+        out = model.train()(x, torch.full((2,), level))
+        (out["x_hat"] - x).square().mean().backward()
+        gradients = [p.grad.norm() for p in model.g_a.parameters() if p.grad is not None]
+        assert float(torch.stack(gradients).norm()) > 0.01, level
 
 
 # ---- the form at the end --------------------------------------------------------------------
@@ -498,9 +513,22 @@ def test_a_warm_start_from_released_weights(
     start = released.get_parameter(name).half()
     assert torch.allclose(weights.state[name].float(), start.float(), atol=1e-3)
     assert weights.fingerprint != groupedmixer.load("rt").fingerprint
-    assert torch.equal(weights.state["latent_codec.dead_zone"], dead_zone())
-    with pytest.raises(ValueError, match="weights of the configuration tiny, got rt of rt"):
+    with pytest.raises(
+        ValueError, match=r"configuration tiny as it is now, got rt of Config\(name='rt'"
+    ):
         loop._model(dataclasses.replace(settings, config="tiny"))
+
+
+def test_a_warm_start_takes_the_dead_zone_of_the_tables_to_be(tmp_path: Path) -> None:
+    model = random_model(groupedmixer.get_config("tiny"))
+    model.latent_codec.dead_zone.fill_(0.7)
+    groupedmixer.save_weights(model, tmp_path / "older.safetensors", "older")
+    settings = small_run(tmp_path, tmp_path / "mine.safetensors", config=None)
+    started = loop._model(
+        dataclasses.replace(settings, warm_start=str(tmp_path / "older.safetensors"))
+    )
+    assert torch.equal(started.latent_codec.dead_zone, dead_zone())
+    assert started.latent_codec.y_tables.counts.numel() == 0
 
 
 def test_nothing_is_overwritten_unasked(pictures: Path, tmp_path: Path) -> None:

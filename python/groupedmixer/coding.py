@@ -39,7 +39,7 @@ __all__ = [
 T = TypeVar("T")
 
 TILE = 64  # latents: 1024 pixels
-# Groups whose sigma is below that of this table (0.15) code nothing: P(symbol != 0) < 0.001 there.
+# Groups whose sigma is below that of this table (0.15) code nothing: P(symbol != 0) < 0.007 there.
 SKIP_BELOW = 3
 
 

@@ -155,7 +155,7 @@ class Config:
             raise ValueError(f"text must be a GroupedMixer configuration: {error!r}") from error
 
 
-# Learns faster than slices_outer does, by the measurements in docs/training.md.
+# Learned faster than slices_outer in the runs of docs/training.md.
 _RT_ORDER = phases_outer(4, 2, 2)
 
 CONFIGS = {

@@ -59,11 +59,9 @@ def scale_thresholds() -> Tensor:  # [63] float32, ascending
 
 # What squared error in the latent, in units of its step squared, is worth in bits when a symbol of
 # 1 may become 0. At high rate, where D = step^2 / 12 and dD/dR = -2 ln 2 D, it would be
-# 6 / ln 2 = 8.7; more, that is less zeroing, does as well and costs less quality at equal level.
+# 6 / ln 2 = 8.7; more, that is less zeroing, does as well and costs less quality at equal level
+# (found with single Gaussians, docs/training.md).
 _BITS_PER_ERROR = 14.0
-
-# No symbol is zeroed whose residual is as near to the next level.
-_WIDEST_DEAD_ZONE = 0.99
 
 
 def _upper_tail(x: float, sigma: float) -> float:
@@ -73,7 +71,7 @@ def _upper_tail(x: float, sigma: float) -> float:
     )
 
 
-def dead_zone() -> Tensor:  # [64] float32, 0.5..0.99
+def dead_zone() -> Tensor:  # [64] float32, 0.5..0.85
     """Residuals up to which a symbol of magnitude 1 is coded as 0, for each table of `SCALES`.
 
     Rate-distortion optimised quantisation, reduced to the decision that pays: 1 costs
@@ -86,7 +84,7 @@ def dead_zone() -> Tensor:  # [64] float32, 0.5..0.99
         p0 = 1 - 2 * _upper_tail(0.5, sigma)
         p1 = _upper_tail(0.5, sigma) - _upper_tail(1.5, sigma)
         bits = math.log2(p0 / p1)
-        limits.append(min(0.5 + bits / (2 * _BITS_PER_ERROR), _WIDEST_DEAD_ZONE))
+        limits.append(0.5 + bits / (2 * _BITS_PER_ERROR))
     return torch.tensor(limits, dtype=torch.float32)
 
 

@@ -27,7 +27,7 @@ def phases_outer(slices: int, k_h: int, k_w: int) -> Order:
 
 
 def _phases(k_h: int, k_w: int) -> list[tuple[int, int]]:
-    """The diagonal first, so that the phases after it have neighbours on all sides.
+    """The diagonal first: in 2x2 patches, the phases after it have neighbours on all sides.
 
     >>> _phases(2, 2)
     [(0, 0), (1, 1), (0, 1), (1, 0)]

@@ -39,7 +39,7 @@ __all__ = ["GroupedMixerLatentCodec"]
 _LOG_GAIN = 0.25 * math.log(LAMBDAS[-1] / LAMBDAS[0])
 
 # Width of z's distributions before training. compressai's 10 costs 5.4 bits a value, 0.08 a pixel:
-# half of what the lowest quality has, and learned away slowly.
+# half of all that the lowest quality spends, and learned away slowly.
 _BOTTLENECK_SCALE = 1
 
 # In front of every string: quality as files store it, CRC-32 of the decoded tile.

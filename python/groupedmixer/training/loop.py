@@ -51,6 +51,7 @@ _UNCLIPPED = 20
 
 # A new entropy model starts at the spectrum that these have. Two or four are often unlike the rest.
 _CROPS_TO_START = 16
+_PIXELS_TO_START = 256  # at most, on a side: they are seen at once
 
 # Gradients in a row that are not finite, after which a run is lost.
 _PATIENCE = 100
@@ -169,14 +170,15 @@ def _model(settings: Settings) -> GroupedMixer:
         model = load_model(settings.warm_start)
         if settings.config is not None and model.config != get_config(settings.config):
             raise ValueError(
-                f"warm_start must be weights of the configuration {settings.config}, "
-                f"got {settings.warm_start} of {model.config.name}"
+                f"warm_start must be weights of the configuration {settings.config} as it is now, "
+                f"got {settings.warm_start} of {model.config}; without config, that of the weights "
+                "is kept"
             )
         # Stored tables belong to the weights as they were. Training would clear them at its first
-        # step, when the moving average has buffers of their shape already.
+        # step, when the moving average has buffers of their shape already. The dead zone belongs to
+        # the tables that will be built.
         model.latent_codec.y_tables.clear()
         model.latent_codec.z_tables.clear()
-        # Belongs to the tables that will be built.
         model.latent_codec.dead_zone.copy_(dead_zone())
     model.train().requires_grad_(True)
     # Set by bisection when tables are built; no gradient reaches them.
@@ -232,6 +234,7 @@ class _Run:
         resumed = path is not None and Path(path).exists()
         if not resumed and settings.warm_start is None:
             first = torch.stack([crops[number] for number in range(_CROPS_TO_START)])
+            first = first[..., :_PIXELS_TO_START, :_PIXELS_TO_START]
             initialise_entropy_model(model, first.float() / 255)
         model.to(fabric.device)
         self.average = make_average(model, settings.ema)

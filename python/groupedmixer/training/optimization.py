@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -18,33 +19,45 @@ from .settings import Settings
 __all__ = ["initialise_entropy_model", "make_average", "make_optimizer"]
 
 
-# Of a latent before gains. Below the narrowest table at any quality; grey pictures have no colour.
+# Of a channel without content, as colour is in grey pictures: the logarithm of 0 is no start. Times
+# the largest gain it is below the narrowest table.
 _LEAST_DEVIATION = 0.02
+
+# What a random network's channels are taken for: little more than where symbols are skipped, since
+# a skipped symbol gives the network no gradient of the distortion.
+_UNTRAINED_DEVIATION = 0.15
 
 
 @torch.no_grad()
 def initialise_entropy_model(
     model: GroupedMixer,
-    x: Tensor,  # [B, 3, H, W] in 0..1, a few pictures
+    x: Tensor,  # [B, 3, H, W] in 0..1, B at least 2
 ) -> None:
-    """Starts the head at the mean and log deviation of each channel, moving with the quality.
+    """Starts the head at each channel's mean and log deviation; the latter moves with the quality.
 
     A head that starts at one scale for all needs hundreds of steps to find the spectrum of a
     block transform, which spans three orders of magnitude, and hundreds more to learn at every
     quality what the gains do to it. Only the direction in which the embeddings of the levels differ
     is read at first: a fit to all features breaks when the layers below move.
+
+    Networks without a block transform have no spectrum yet: one deviation for all qualities.
     """
     codec, context = model.latent_codec, model.latent_codec.context
     slices = context.config.slices
-    channels = model.g_a(model.pad(x)).transpose(0, 1).flatten(1)  # [M, positions], gains 1
+    y = model.g_a(model.pad(x))
+    channels = y.transpose(0, 1).flatten(1)  # [M, positions], gains 1
     mean = channels.mean(1).reshape(slices, -1)
+    if context.config.transform != "patch":
+        log_sigma = torch.full_like(mean, math.log(_UNTRAINED_DEVIATION))
+        context.head_bias.copy_(torch.cat([mean, log_sigma], dim=1))
+        return
     log_sigma = channels.std(1).clamp(min=_LEAST_DEVIATION).log().reshape(slices, -1)
 
     # features . direction -> log of the gain, a line through one point for every picture
-    quality = torch.linspace(0, NUM_LEVELS - 1, len(x))
+    quality = torch.linspace(0, NUM_LEVELS - 1, len(x), device=x.device)
     log_gain = interpolate_levels(codec.gain, quality).log().mean(1)
     direction = F.normalize(context.embed_level[-1] - context.embed_level[0], dim=0)
-    read = _features(model, x, quality).flatten(1, -2).mean(1) @ direction
+    read = _features(model, y, quality).flatten(1, -2).mean(1) @ direction
     slope = torch.cov(torch.stack([read, log_gain]))[0, 1] / read.var()
     context.head[:, mean.shape[1] :] = slope * direction
     log_sigma += log_gain.mean() - slope * read.mean()
@@ -53,12 +66,12 @@ def initialise_entropy_model(
 
 def _features(
     model: GroupedMixer,
-    x: Tensor,  # [B, 3, H, W] in 0..1
+    y: Tensor,  # [B, M, H, W], before gains
     quality: Tensor,  # [B]
 ) -> Tensor:  # [B, G, h, w, d]
     """What the head of an untrained entropy model sees."""
     codec, grouping = model.latent_codec, model.latent_codec.context.grouping
-    y = model.g_a(model.pad(x)) * interpolate_levels(codec.gain, quality)[:, :, None, None]
+    y = y * interpolate_levels(codec.gain, quality)[:, :, None, None]
     psi = grouping.at_groups(codec.h_s(codec.h_a(y), (y.shape[-2], y.shape[-1])))
     return codec.context(torch.round(grouping.split(y)), psi, quality).features
 
