@@ -37,7 +37,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from groupedmixer_ext.rans import PRECISION, Tables
 
-__all__ = ["TAIL", "gaussian_tables", "laplace_tables", "quantize_pmf", "tables_from_pmfs"]
+__all__ = [
+    "TAIL",
+    "gaussian_tables",
+    "laplace_tables",
+    "quantize_pmf",
+    "symmetric_tables",
+    "tables_from_pmfs",
+]
 
 TAIL = 2.0**-14.5
 """Values less probable than this are better escaped."""
@@ -234,6 +241,49 @@ def laplace_tables(scales: ArrayLike, tail: float = TAIL) -> Tables:
         return lambda x: 0.5 * math.exp(-x / scale)
 
     return _symmetric_tables("scales", scales, upper_tail, _LAPLACE_REACH, tail)
+
+
+def symmetric_tables(
+    scales: ArrayLike,
+    upper_tail: Callable[[float], Callable[[float], float]],
+    reach: float,
+    tail: float = TAIL,
+) -> Tables:
+    """Tables of a family of densities, symmetric around 0, that differ in their scale.
+
+    A value k has the probability of k - 1/2 .. k + 1/2, as differences of upper tails.
+
+    Parameters
+    ----------
+    scales : array of float  # [T]
+        Above 0.
+    upper_tail : callable
+        Of a scale gives the function of x >= 0 that is P(X > x).
+    reach : float
+        In scales, above 0: where P(X > x) is far below `TAIL`.
+    tail : float
+        As in `tables_from_pmfs`.
+
+    Returns
+    -------
+    Tables
+        Table t is that of ``scales[t]``.
+
+    Raises
+    ------
+    ValueError
+        If scales or reach are not as above or scales are empty, or a table would need more than
+        4096 slots.
+
+    Examples
+    --------
+    >>> tables = symmetric_tables([0.5, 2.0], lambda b: lambda x: 0.5 * math.exp(-x / b), 35)
+    >>> bool((tables.counts == laplace_tables([0.5, 2.0]).counts).all())
+    True
+    """
+    if not (math.isfinite(reach) and reach > 0):
+        raise ValueError(f"reach must be finite and above 0, got {reach}")
+    return _symmetric_tables("scales", scales, upper_tail, reach, tail)
 
 
 def _symmetric_tables(

@@ -242,6 +242,8 @@ def test_table_argument_errors() -> None:
         tables.laplace_tables(1.0)
     with pytest.raises(ValueError, match="sizes must name 1"):
         tables.laplace_tables([])
+    with pytest.raises(ValueError, match="reach must be finite and above 0, got -1"):
+        tables.symmetric_tables([1.0], lambda scale: lambda x: 0.5 * math.exp(-x / scale), -1)
     with pytest.raises(ValueError, match="sigmas must be finite and above 0, got 0.0"):
         tables.gaussian_tables([1.0, 0.0])
     with pytest.raises(ValueError, match="1 dimension"):

@@ -170,14 +170,9 @@ class CodingTables(nn.Module):
 
 def symbol_tables() -> rans.Tables:
     """The 64 tables of `SCALES`, each of `SHAPE`."""
-    pmfs, offsets = [], []
-    for sigma in SCALES:
-        reach = math.ceil(_SYMBOL_REACH * sigma) + 1
-        tails = [_upper_tail(k - 0.5, sigma) for k in range(reach + 2)]  # of k and all above
-        half = [tails[k] - tails[k + 1] for k in range(1, reach + 1)]
-        pmfs.append([*half[::-1], 1 - 2 * tails[1], *half, 2 * tails[reach + 1]])
-        offsets.append(-reach)
-    return tables.tables_from_pmfs(pmfs, offsets)
+    return tables.symmetric_tables(
+        SCALES, lambda sigma: lambda x: _upper_tail(x, sigma), _SYMBOL_REACH
+    )
 
 
 @torch.no_grad()
