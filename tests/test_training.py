@@ -42,7 +42,7 @@ from groupedmixer.training.optimization import (
 )
 from groupedmixer.training.schedule import done_fraction, learning_rate_scale
 from groupedmixer.training.settings import Settings
-from groupedmixer.training.trained_model import TrainedModel, coding_form, refresh_medians
+from groupedmixer.training.trained_model import TrainedModel, refresh_medians
 from groupedmixer.training.validation import validate
 
 OUTPUT = Path("run/mine.safetensors")
@@ -323,7 +323,7 @@ def test_the_coding_form_sees_what_files_hold() -> None:
     with torch.no_grad():
         evaluated = model(x, quality)
     model.train()
-    out = coding_form(model, x, quality)
+    out = model(x, quality, as_coded=True)
     skipped = evaluated["likelihoods"]["y"] == 1
     assert 0 < skipped.float().mean() < 1, "the picture must have both kinds of symbols"
     assert torch.allclose(out["x_hat"], evaluated["x_hat"], atol=1e-4)
@@ -338,7 +338,7 @@ def test_the_coding_form_has_gradients_for_all_that_is_trained() -> None:
     refresh_medians(model)
     x = pixels(64, 64, 0).float() / 255
     quality = torch.tensor([3.5])
-    rate_distortion_loss(x, coding_form(model, x, quality), quality).loss.backward()
+    rate_distortion_loss(x, model(x, quality, as_coded=True), quality).loss.backward()
     silent = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()}
     assert silent == {"latent_codec.entropy_bottleneck.quantiles"}
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from compressai.entropy_models import EntropyBottleneck
-from compressai.ops import LowerBound
+from compressai.ops import LowerBound, quantize_ste
 from torch import Tensor, nn
 
 from groupedmixer_ext import rans, tables
@@ -26,6 +26,7 @@ __all__ = [
     "ScaleMixtureLikelihood",
     "bottleneck_tables",
     "dead_zone",
+    "round_hyper_latent",
     "scale_thresholds",
     "symbol_tables",
 ]
@@ -173,6 +174,19 @@ def symbol_tables() -> rans.Tables:
     return tables.symmetric_tables(
         SCALES, lambda sigma: lambda x: _upper_tail(x, sigma), _SYMBOL_REACH
     )
+
+
+def round_hyper_latent(
+    bottleneck: EntropyBottleneck,
+    z: Tensor,  # [B, N_z, h, w]
+) -> tuple[Tensor, Tensor]:  # z_hat and likelihoods, as z
+    """z rounded around its medians; both results pass the gradient straight to z."""
+    medians = bottleneck._get_medians().detach().reshape(1, -1, 1, 1)
+    z_hat = quantize_ste(z - medians) + medians
+    values = z_hat.transpose(0, 1)  # [N_z, B, h, w]
+    likelihoods, _, _ = bottleneck._likelihood(values.reshape(values.shape[0], 1, -1))
+    likelihoods = bottleneck.likelihood_lower_bound(likelihoods)
+    return z_hat, likelihoods.reshape(values.shape).transpose(0, 1)
 
 
 @torch.no_grad()

@@ -25,6 +25,7 @@ from .entropy import (
     ScaleMixtureLikelihood,
     bottleneck_tables,
     dead_zone,
+    round_hyper_latent,
     scale_thresholds,
     symbol_tables,
 )
@@ -112,20 +113,30 @@ class GroupedMixerLatentCodec(LatentCodec):
         self,
         y: Tensor,  # [B, M, H, W], H and W multiples of k_h and k_w
         quality: Tensor | float | None = None,  # 0..7, or [B]
+        as_coded: bool = False,
     ) -> dict[str, Any]:
         """Training form: likelihoods and the decoded latent.
 
-        In training mode symbols are rounded, for the rate and for ``y_hat``, with a
-        straight-through gradient; a first pass without gradient makes the latent that the
-        predictions see, see `_quantise_at_once`. z sees uniform noise. Stored tables are
-        discarded, since they belong to the weights as they were. In eval mode groups are quantised
-        step by step as in coding, skipped symbols included, and the likelihoods are those of the
-        quantised values.
+        .. code-block:: none
+
+            pass 1, no gradient   the latent that predictions see: y_hat, nearly or exactly
+            pass 2, gradient      all groups at once from that y_hat --> mean, scale
+                                  symbols = round(y - mean), straight through, for rate and y_hat
+
+        In training mode pass 1 takes all groups at once, see `_quantise_at_once`, and z sees
+        uniform noise; ``as_coded`` changes both to what files hold. Stored tables are discarded,
+        since they belong to the weights as they were. In eval mode groups are quantised step by
+        step as in coding, skipped symbols included, and the likelihoods are those of the quantised
+        values.
 
         Parameters
         ----------
         quality
             None: drawn per picture in training mode, ``self.quality`` in eval mode.
+        as_coded
+            In training mode: pass 1 takes one group after another, and z is rounded around the
+            medians that were last computed, so that ``y_hat`` is exactly what a file would hold.
+            Slower, and in float32 also under autocast.
 
         Returns
         -------
@@ -139,21 +150,23 @@ class GroupedMixerLatentCodec(LatentCodec):
         ValueError
             If ``y`` has another shape or ``quality`` is out of range.
         """
+        if as_coded and torch.is_autocast_enabled(y.device.type):
+            # The two passes must agree on every mean to a fraction of a step.
+            with torch.autocast(y.device.type, enabled=False):
+                return self.forward(y.float(), quality, as_coded)
         if quality is None and self.training:
             quality = torch.rand(y.shape[0], device=y.device) * (NUM_LEVELS - 1)
         level = self._levels(quality, y)
-        scaled = y * _spatial(interpolate_levels(self.gain, level))
         grouping = self.context.grouping
-        groups = grouping.split(scaled)
-        z = self.h_a(scaled).float() * _spatial(interpolate_levels(self.hyper_gain, level))
-        with torch.autocast(y.device.type, enabled=False):
-            z_hat, z_likelihoods = self.entropy_bottleneck(z)
-        z_hat = z_hat * _spatial(interpolate_levels(self.hyper_inverse_gain, level))
-        psi = grouping.at_groups(self.h_s(z_hat, (y.shape[-2], y.shape[-1])))
+        groups, psi, z_likelihoods = self.context_inputs(y, level, round_z=as_coded)
         if self.training:
             self.y_tables.clear()
             self.z_tables.clear()
-            decoded = self._quantise_at_once(groups, psi, level)
+            with torch.no_grad():
+                if as_coded:
+                    _, _, decoded = self._quantise_stepwise(groups, psi, level)
+                else:
+                    decoded = self._quantise_at_once(groups, psi, level)
             likelihoods, y_hat = self._straight_through(groups, decoded, psi, level)
         else:
             symbols, skipped, y_hat = self._quantise_stepwise(groups, psi, level)
@@ -166,7 +179,38 @@ class GroupedMixerLatentCodec(LatentCodec):
             "quality": level,
         }
 
-    @torch.no_grad()
+    def context_inputs(
+        self,
+        y: Tensor,  # [B, M, H, W]
+        level: Tensor,  # [B] in 0..7
+        round_z: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What the context model sees beside decoded groups, and what it is to code.
+
+        In training mode z gets uniform noise, or with ``round_z`` is rounded around its medians
+        with a straight-through gradient; in eval mode it is rounded.
+
+        Returns
+        -------
+        groups
+            [B, G, h, w, M/k_c], y with the gains, ordered by the grouping.
+        psi
+            [B, G, h, w, d], the hyper prior's share of each group's features.
+        z_likelihoods
+            [B, N_z, ceil(H/4), ceil(W/4)].
+        """
+        scaled = y * _spatial(interpolate_levels(self.gain, level))
+        z = self.h_a(scaled).float() * _spatial(interpolate_levels(self.hyper_gain, level))
+        with torch.autocast(y.device.type, enabled=False):
+            if round_z:
+                z_hat, z_likelihoods = round_hyper_latent(self.entropy_bottleneck, z)
+            else:
+                z_hat, z_likelihoods = self.entropy_bottleneck(z)
+        z_hat = z_hat * _spatial(interpolate_levels(self.hyper_inverse_gain, level))
+        grouping = self.context.grouping
+        psi = grouping.at_groups(self.h_s(z_hat, (y.shape[-2], y.shape[-1])))
+        return grouping.split(scaled), psi, z_likelihoods
+
     def _quantise_at_once(
         self,
         groups: Tensor,  # [B, G, h, w, M/k_c]

@@ -59,15 +59,19 @@ class GroupedMixer(CompressionModel):
         self,
         x: Tensor,  # [B, 3, H, W] in 0..1
         quality: Tensor | float | None = None,  # 0..7, or [B]
+        as_coded: bool = False,
     ) -> dict[str, Any]:
         """Training form. Without a quality: drawn per picture in training, else ``self.quality``.
+
+        ``as_coded``: in training mode, with exactly the latent that a file would hold; see
+        `GroupedMixerLatentCodec.forward`.
 
         Returns
         -------
         dict
             ``x_hat``: [B, 3, H, W], not clamped; ``likelihoods``: {``y``, ``z``}; ``quality``: [B].
         """
-        y_out = self.latent_codec(self.g_a(self.pad(x)), quality)
+        y_out = self.latent_codec(self.g_a(self.pad(x)), quality, as_coded)
         x_hat = self.g_s(y_out["y_hat"])[..., : x.shape[-2], : x.shape[-1]]
         return {**y_out, "x_hat": x_hat}
 

@@ -4,7 +4,7 @@
 .. code-block:: none
 
     Settings --> train() --.--> data: crops of folders and tar files
-                           |--> TrainedModel (training form, or coding form at the end) --> loss
+                           |--> TrainedModel (with --final at last as files have it) --> loss
                            |--> optimizer, schedule, moving average
                            |--> checkpoint, validation, report
                            '--> weights file

@@ -70,10 +70,9 @@ def _features(
     quality: Tensor,  # [B]
 ) -> Tensor:  # [B, G, h, w, d]
     """What the head of an untrained entropy model sees."""
-    codec, grouping = model.latent_codec, model.latent_codec.context.grouping
-    y = y * interpolate_levels(codec.gain, quality)[:, :, None, None]
-    psi = grouping.at_groups(codec.h_s(codec.h_a(y), (y.shape[-2], y.shape[-1])))
-    return codec.context(torch.round(grouping.split(y)), psi, quality).features
+    codec = model.latent_codec
+    groups, psi, _ = codec.context_inputs(y, quality)
+    return codec.context(torch.round(groups), psi, quality).features
 
 
 def make_optimizer(model: GroupedMixer, settings: Settings) -> torch.optim.AdamW:
