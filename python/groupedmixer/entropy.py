@@ -60,9 +60,8 @@ def scale_thresholds() -> Tensor:  # [63] float32, ascending
 
 # What squared error in the latent, in units of its step squared, is worth in bits when a symbol of
 # 1 may become 0. At high rate, where D = step^2 / 12 and dD/dR = -2 ln 2 D, it would be
-# 6 / ln 2 = 8.7; more, that is less zeroing, does as well and costs less quality at equal level
-# (found with single Gaussians, docs/training.md).
-_BITS_PER_ERROR = 14.0
+# 6 / ln 2 = 8.7; least bits at equal PSNR are near it (docs/training.md).
+_BITS_PER_ERROR = 10.0
 
 
 def _upper_tail(x: float, sigma: float) -> float:
@@ -72,7 +71,7 @@ def _upper_tail(x: float, sigma: float) -> float:
     )
 
 
-def dead_zone() -> Tensor:  # [64] float32, 0.5..0.85
+def dead_zone() -> Tensor:  # [64] float32, 0.5..1
     """Residuals up to which a symbol of magnitude 1 is coded as 0, for each table of `SCALES`.
 
     Rate-distortion optimised quantisation, reduced to the decision that pays: 1 costs
