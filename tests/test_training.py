@@ -310,6 +310,19 @@ def test_a_new_network_learns_from_the_distortion() -> None:
         assert float(torch.stack(gradients).norm()) > 0.01, level
 
 
+def test_qualities_of_a_batch_cover_the_range_and_each_is_uniform() -> None:
+    torch.manual_seed(0)
+    drawn = torch.stack([loop.draw_qualities(4) for _ in range(4000)])
+    assert drawn.min() == 0 and drawn.max() == 7 * 256
+    edges = torch.arange(5) * (7 * 256 + 1) / 4
+    ordered = drawn.sort(dim=1).values
+    assert (ordered >= edges[:4].floor()).all(), "one of each part in every batch"
+    assert (ordered < edges[1:].ceil()).all(), "one of each part in every batch"
+    mean = drawn.float().mean(dim=0) / (7 * 256)
+    assert ((mean - 0.5).abs() < 0.02).all(), "no place in the batch has a part of its own"
+    assert {int(loop.draw_qualities(1)) // 448 for _ in range(100)} >= {0, 1, 2, 3}
+
+
 # ---- the form at the end --------------------------------------------------------------------
 
 

@@ -97,6 +97,17 @@ def train(settings: Settings) -> Weights:
     return export_weights(trained, settings.output.stem)
 
 
+def draw_qualities(batch: int) -> Tensor:  # [batch] int64, quality * 256 as files store it
+    """Random qualities, one from each of ``batch`` equal parts of the range, in random order.
+
+    Each is uniform over the whole range. Losses and gradients differ far more between qualities
+    than between pictures, and this way no step sees only one end.
+    """
+    fields = (len(LAMBDAS) - 1) * QUALITY_STEPS + 1
+    drawn = (torch.randperm(batch) + torch.rand(batch)) * (fields / batch)
+    return drawn.long().clamp(max=fields - 1)  # float32 may have rounded up to the end
+
+
 def check_paths(settings: Settings) -> None:
     """Refuses, before any work, what would be overwritten or is missing; makes the folders.
 
@@ -314,8 +325,7 @@ class _Run:
         # 32 bits, as some generators take no more; neighbouring steps share nothing.
         sequence = np.random.SeedSequence([settings.seed, fabric.global_rank, at.step])
         torch.manual_seed(int(sequence.generate_state(1)[0]))
-        highest = (len(LAMBDAS) - 1) * QUALITY_STEPS
-        field = torch.randint(highest + 1, (pixels.shape[0],)).to(pixels.device)
+        field = draw_qualities(pixels.shape[0]).to(pixels.device)
         out = self._module(pixels, field, at.as_coded)
         loss, bpp, mse = rate_distortion_loss(
             pixels.float() / 255, out, field.float() / QUALITY_STEPS, settings.metric
