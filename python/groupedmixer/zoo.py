@@ -21,7 +21,7 @@ __all__ = ["available", "load", "load_for", "load_model"]
 _FOLDER = Path(__file__).parent / "weights"
 
 # A configuration's name stands for the newest weights of it.
-_NEWEST = {"rt": "rt-dev-4"}
+_NEWEST = {"rt": "rt-dev-5"}
 
 
 def available() -> list[str]:
