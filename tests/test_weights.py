@@ -134,6 +134,7 @@ def test_kodak_through_the_command_line(tmp_path: Path) -> None:
         restored = Image.open(tmp_path / "png" / f"{path.stem}.png")
         assert np.array_equal(np.asarray(restored), np.asarray(codec.decompress(data)))
         ours = estimated_bytes(model, picture, MIDDLE)
-        assert abs(len(data) / ours - 1) < 0.01, path.name
+        # Heads, checksums and the coder's states are bytes, whatever the size of the file.
+        assert abs(len(data) - ours) < 160 + 0.005 * ours, path.name
         total, estimate = total + len(data), estimate + ours
     print(f"{total:.0f} bytes, {100 * (total / estimate - 1):+.2f} % of the estimate")
