@@ -42,7 +42,7 @@ from groupedmixer.training.optimization import (
 )
 from groupedmixer.training.schedule import done_fraction, learning_rate_scale
 from groupedmixer.training.settings import Settings
-from groupedmixer.training.trained_model import TrainedModel, refresh_medians
+from groupedmixer.training.trained_model import TrainedModel
 from groupedmixer.training.validation import validate
 
 OUTPUT = Path("run/mine.safetensors")
@@ -241,7 +241,7 @@ def test_the_average_follows_at_first_and_smooths_later() -> None:
 def test_training_sees_rate_and_distortion_of_files(quality: float) -> None:
     """Noise in place of rounding would double the rate at quality 0."""
     model = groupedmixer.load_model("rt")
-    refresh_medians(model)
+    model.latent_codec.refresh_medians()
     x = pixels(256, 256, 3).float() / 255
     with torch.no_grad():
         coded, trained = model(x, quality), model.train()(x, quality)
@@ -330,7 +330,7 @@ def test_the_coding_form_sees_what_files_hold() -> None:
     model = random_model(groupedmixer.get_config("tiny"))
     with torch.no_grad():  # scales low enough that some symbols are skipped
         model.latent_codec.context.head_bias.chunk(2, dim=1)[1].sub_(1.5)
-    refresh_medians(model)
+    model.latent_codec.refresh_medians()
     x = pixels(64, 96, 0, 1).float() / 255
     quality = torch.tensor([1.25, 6.0])
     with torch.no_grad():
@@ -348,7 +348,7 @@ def test_the_coding_form_sees_what_files_hold() -> None:
 
 def test_the_coding_form_has_gradients_for_all_that_is_trained() -> None:
     model = random_model(groupedmixer.get_config("tiny")).train()
-    refresh_medians(model)
+    model.latent_codec.refresh_medians()
     x = pixels(64, 64, 0).float() / 255
     quality = torch.tensor([3.5])
     rate_distortion_loss(x, model(x, quality, as_coded=True), quality).loss.backward()

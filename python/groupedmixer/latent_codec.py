@@ -135,8 +135,8 @@ class GroupedMixerLatentCodec(LatentCodec):
             None: drawn per picture in training mode, ``self.quality`` in eval mode.
         as_coded
             In training mode: pass 1 takes one group after another, and z is rounded around the
-            medians that were last computed, so that ``y_hat`` is exactly what a file would hold.
-            Slower, and in float32 also under autocast.
+            medians that `refresh_medians` last computed, so that ``y_hat`` is exactly what a file
+            would hold. Slower, and in float32 also under autocast.
 
         Returns
         -------
@@ -382,6 +382,13 @@ class GroupedMixerLatentCodec(LatentCodec):
         y_hat = coder.unscale(coder.decode(batch, shape, qualities), qualities)
         return {"y_hat": y_hat.to(self.thresholds.device)}
 
+    def refresh_medians(self) -> None:
+        """Computes the medians around which z is rounded, which training leaves behind.
+
+        Call it before `forward` in eval mode or with ``as_coded``; `rebuild_tables` does it itself.
+        """
+        self.entropy_bottleneck._update_quantiles()
+
     def update(self) -> bool:
         """Builds the integer tables and stores them if there are none. True if it built them.
 
@@ -399,7 +406,7 @@ class GroupedMixerLatentCodec(LatentCodec):
         Files written with the old tables can then no longer be read with these weights (the
         fingerprint changes, so they are refused by name).
         """
-        self.entropy_bottleneck._update_quantiles()
+        self.refresh_medians()
         rounded = copy.deepcopy(self.entropy_bottleneck).float()
         round_to_half(rounded)
         self.z_medians = rounded.quantiles[:, 0, 1].detach().clone()

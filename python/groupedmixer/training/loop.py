@@ -38,7 +38,7 @@ from .optimization import initialise_entropy_model, make_average, make_optimizer
 from .report import Report
 from .schedule import done_fraction, learning_rate_scale
 from .settings import SMALLEST_MS_SSIM_SIDE, Settings
-from .trained_model import TrainedModel, refresh_medians
+from .trained_model import TrainedModel
 from .validation import validate
 
 if TYPE_CHECKING:
@@ -279,7 +279,7 @@ class _Run:
             for group in self._raw_optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * scale
             if done >= 1 - settings.final and not at.as_coded:
-                refresh_medians(self._model)
+                self._model.latent_codec.refresh_medians()
                 at.as_coded = True
                 self.report.line(f"step {at.step}: latents are quantised as in coding from here on")
             figures, finite = self._step(next(batches))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..container import QUALITY_STEPS
 from ..model import GroupedMixer
 
-__all__ = ["TrainedModel", "refresh_medians"]
+__all__ = ["TrainedModel"]
 
 
 class TrainedModel(nn.Module):
@@ -38,8 +38,3 @@ class TrainedModel(nn.Module):
         x = pixels.float() / 255
         quality = quality_field.float() / QUALITY_STEPS
         return self.model(x, quality, as_coded)
-
-
-def refresh_medians(model: GroupedMixer) -> None:
-    """Computes the medians around which ``as_coded`` rounds z; training leaves them behind."""
-    model.latent_codec.entropy_bottleneck._update_quantiles()

@@ -45,7 +45,7 @@ def validate(
     """
     device = model.latent_codec.thresholds.device
     model = copy.deepcopy(model).eval()
-    model.latent_codec.entropy_bottleneck._update_quantiles()
+    model.latent_codec.refresh_medians()
     points = []
     for quality in qualities:
         sums = torch.zeros(3, dtype=torch.float64)
